@@ -1,0 +1,78 @@
+// Argument checks shared by every host function. They run before any parallel region: below torch 2.13 a throw inside
+// parallel_for loses its message.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/MemoryFormat.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <sstream>
+#include <string>
+
+namespace segkernels {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline std::string shape_string(const Tensor& tensor) {
+  std::ostringstream text;
+  text << '[';
+  for (int64_t d = 0; d < tensor.dim(); ++d) {
+    text << (d ? ", " : "") << tensor.size(d);
+  }
+  text << ']';
+  return text.str();
+}
+
+inline void check_dim(const Tensor& tensor, int64_t dim, const char* op, const char* argument) {
+  STD_TORCH_CHECK(tensor.dim() == dim, op, ": expected ", argument, " to have ", dim, " dimensions, got shape ",
+                  shape_string(tensor));
+}
+
+inline void check_same_shape(const Tensor& a, const Tensor& b, const char* op, const char* name_a, const char* name_b) {
+  bool same = a.dim() == b.dim();
+  for (int64_t d = 0; same && d < a.dim(); ++d) {
+    same = a.size(d) == b.size(d);
+  }
+  STD_TORCH_CHECK(same, op, ": expected ", name_a, " and ", name_b, " to have the same shape, got ", shape_string(a),
+                  " and ", shape_string(b));
+}
+
+inline void check_same_dtype(const Tensor& a, const Tensor& b, const char* op, const char* name_a, const char* name_b) {
+  STD_TORCH_CHECK(a.scalar_type() == b.scalar_type(), op, ": expected ", name_a, " and ", name_b,
+                  " to have the same dtype, got ", a.scalar_type(), " and ", b.scalar_type());
+}
+
+// Dense NHWC strides that are not also NCHW: the answer torch gives for suggest_memory_format.
+inline bool is_channels_last(const Tensor& tensor) {
+  if (tensor.dim() != 4 || tensor.stride(1) != 1 || tensor.is_contiguous()) {
+    return false;
+  }
+  int64_t expected = 1;
+  for (int64_t d : {1, 3, 2, 0}) {
+    if (tensor.size(d) != 1 && tensor.stride(d) != expected) {
+      return false;
+    }
+    expected *= tensor.size(d);
+  }
+  return true;
+}
+
+inline torch::headeronly::MemoryFormat memory_format(bool channels_last) {
+  return channels_last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous;
+}
+
+// The tensor itself when it is already dense in that layout, a dense copy otherwise.
+inline Tensor to_dense(const Tensor& tensor, bool channels_last) {
+  return torch::stable::contiguous(tensor, memory_format(channels_last));
+}
+
+inline Tensor empty_nchw(int64_t n, int64_t c, int64_t h, int64_t w, ScalarType dtype, const Tensor& like,
+                         bool channels_last) {
+  const int64_t size[] = {n, c, h, w};
+  return torch::stable::empty({size, 4}, dtype, std::nullopt, like.device(), std::nullopt,
+                              memory_format(channels_last));
+}
+
+}  // namespace segkernels

@@ -1,0 +1,39 @@
+"""Argument parsing shared by the public functions: torch's conventions, and errors that name the argument."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+
+def pair(value: int | Sequence[int], name: str, minimum: int | None = None) -> list[int]:
+    """``3`` or ``(3, 5)`` as a list of two ints."""
+    if isinstance(value, int):
+        result = [value, value]
+    else:
+        result = list(value)
+        if len(result) == 1:
+            result *= 2
+        if len(result) != 2:
+            raise ValueError(f"{name}: expected one int or two (height, width), got {value!r}")
+    if minimum is not None and (result[0] < minimum or result[1] < minimum):
+        raise ValueError(f"{name}: expected values of at least {minimum}, got {value!r}")
+    return result
+
+
+def check_floating(tensor: torch.Tensor, name: str) -> None:
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name}: expected a Tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        raise TypeError(f"{name}: expected float32, float64, float16 or bfloat16, got {tensor.dtype}")
+
+
+def check_same_device(a: torch.Tensor, b: torch.Tensor, name_a: str, name_b: str) -> None:
+    if a.device != b.device:
+        raise ValueError(f"{name_a} and {name_b}: expected one device, got {a.device} and {b.device}")
+
+
+def check_rank(tensor: torch.Tensor, name: str, ranks: tuple[int, ...], layout: str) -> None:
+    if tensor.dim() not in ranks:
+        raise ValueError(f"{name}: expected {layout}, got shape {list(tensor.shape)}")

@@ -1,0 +1,202 @@
+"""Builds the native pieces: _ops_cpu and _ops_cuda on the LibTorch stable ABI (no Python symbols), _C with pybind11.
+
+A piece that cannot be built does not stop the install: its reason goes to segkernels/_build_report.json, where
+segkernels.tiers() finds it.
+
+    SEGKERNELS_CUDA=0|1       never build, or insist on building, the CUDA library (default: build it when nvcc is there)
+    SEGKERNELS_CUDA_ARCHS     compute capabilities, default "80;90;100"
+    SEGKERNELS_SANITIZE=1     CPU library with AddressSanitizer and UndefinedBehaviorSanitizer (make sanitize)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pybind11
+import torch.utils.cpp_extension as torch_build
+from setuptools import Extension, setup
+
+ROOT = Path(__file__).parent
+# The oldest torch that loads the build; the version in pyproject.toml's dependencies says the same.
+TORCH_FLOOR = (2, 10)
+TARGET_VERSION = f"0x{TORCH_FLOOR[0]:02x}{TORCH_FLOOR[1]:02x}000000000000"
+
+REPORT = "_build_report.json"
+SANITIZE = os.environ.get("SEGKERNELS_SANITIZE") == "1"
+CUDA_CHOICE = os.environ.get("SEGKERNELS_CUDA", "")
+CUDA_ARCHS = os.environ.get("SEGKERNELS_CUDA_ARCHS", "80;90;100").replace(",", ";").split(";")
+
+STABLE = [f"-DTORCH_TARGET_VERSION={TARGET_VERSION}", "-DTORCH_STABLE_ONLY"]
+CXX_FLAGS = ["-std=c++20", "-O3", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wno-psabi"]
+SANITIZE_FLAGS = [
+    "-O1",
+    "-g",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=undefined",
+    "-DSEGKERNELS_NO_CLONES",
+]
+
+
+def find_nvcc() -> Path | None:
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    candidates = [Path(home) / "bin" / "nvcc"] if home else []
+    on_path = shutil.which("nvcc")
+    candidates += [Path(on_path)] if on_path else []
+    candidates.append(Path("/usr/local/cuda/bin/nvcc"))
+    return next((path for path in candidates if path.exists()), None)
+
+
+def cuda_home(nvcc: Path) -> Path:
+    """The toolkit's root, also when nvcc on PATH is a wrapper script."""
+    dry_run = subprocess.run([nvcc, "--dryrun", "-c", "x.cu"], capture_output=True, text=True).stderr
+    for line in dry_run.splitlines():
+        if line.startswith("#$ TOP="):
+            return Path(line.removeprefix("#$ TOP=").strip()).resolve()
+    return nvcc.resolve().parent.parent
+
+
+def first_line(command: list[str]) -> str:
+    try:
+        output = subprocess.run(command, capture_output=True, text=True).stdout.strip().splitlines()
+    except OSError:
+        return "not found"
+    return output[0] if output else "unknown"
+
+
+def sources(folder: str, suffix: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / folder).glob(f"*.{suffix}"))
+
+
+def headers() -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.*h"))
+
+
+def cpu_library() -> Extension:
+    flags = [*CXX_FLAGS, *STABLE, *(SANITIZE_FLAGS if SANITIZE else [])]
+    extension = torch_build.CppExtension(
+        "segkernels._ops_cpu",
+        sources("cpu", "cpp"),
+        py_limited_api=True,
+        extra_compile_args={"cxx": flags},
+        extra_link_args=["-fsanitize=address,undefined"] if SANITIZE else [],
+        depends=headers(),
+    )
+    extension.libraries = ["c10", "torch_cpu"]
+    return extension
+
+
+def cuda_library(nvcc: Path) -> Extension:
+    home = cuda_home(nvcc)
+    # A CPU build of torch leaves this unset; compiling and linking need the toolkit only.
+    torch_build.CUDA_HOME = str(home)
+    archs = [flag for arch in CUDA_ARCHS for flag in ("-gencode", f"arch=compute_{arch},code=sm_{arch}")]
+    archs += ["-gencode", f"arch=compute_{CUDA_ARCHS[-1]},code=compute_{CUDA_ARCHS[-1]}"]
+    defines = [*STABLE, "-DUSE_CUDA"]
+    extension = torch_build.CppExtension(
+        "segkernels._ops_cuda",
+        sources("cuda", "cu"),
+        py_limited_api=True,
+        include_dirs=[str(home / "include")],
+        extra_compile_args={
+            "cxx": [*CXX_FLAGS, *defines],
+            "nvcc": [
+                "-std=c++20",
+                "-O3",
+                "--expt-relaxed-constexpr",
+                "-Xcompiler=-fvisibility=hidden",
+                *defines,
+                *archs,
+            ],
+        },
+        # The runtime is linked in, so that the library does not ask for one CUDA minor version; torch's own symbols stay
+        # undefined and are found in the process that loads it.
+        extra_link_args=[f"-L{home}/lib64", "-lcudart_static", "-ldl", "-lrt", "-lpthread", "-Wl,--exclude-libs,ALL"],
+        depends=headers(),
+    )
+    extension.libraries = []
+    extension.library_dirs = []
+    return extension
+
+
+def helpers_module(nvcc: Path | None) -> Extension:
+    macros = {
+        "SEGKERNELS_CXX_FLAGS": " ".join(CXX_FLAGS),
+        "SEGKERNELS_TORCH_FLOOR": ".".join(map(str, TORCH_FLOOR)),
+        "SEGKERNELS_TORCH_BUILD": torch_build.torch.__version__,
+        "SEGKERNELS_CUDA_ARCHS": ";".join(CUDA_ARCHS) if nvcc else "",
+        "SEGKERNELS_NVCC": nvcc_version(nvcc) if nvcc else "",
+    }
+    return Extension(
+        "segkernels._C",
+        sources("python", "cpp"),
+        include_dirs=[pybind11.get_include()],
+        extra_compile_args={"cxx": [*CXX_FLAGS, *(f'-D{name}="{value}"' for name, value in macros.items())]},
+        language="c++",
+        depends=headers(),
+    )
+
+
+def nvcc_version(nvcc: Path) -> str:
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    return next((line.split("release ")[1].split(",")[0] for line in text.splitlines() if "release" in line), "unknown")
+
+
+class BuildNative(torch_build.BuildExtension):
+    """torch's ninja build; one piece that fails is recorded and the others go on."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, no_python_abi_suffix=True, **kwargs)
+
+    def get_export_symbols(self, ext):
+        return super().get_export_symbols(ext) if ext.name.endswith("._C") else []
+
+    def get_ext_filename(self, ext_name):
+        # Only _C belongs to one Python; the operator libraries load in any.
+        self.no_python_abi_suffix = not ext_name.endswith("_C")
+        return super().get_ext_filename(ext_name)
+
+    def build_extensions(self):
+        report = dict(skipped)
+        pieces, self.extensions = self.extensions, []
+        for piece in pieces:
+            name = piece.name.rpartition("._")[2].removeprefix("ops_")
+            self.extensions = [piece]
+            try:
+                super().build_extensions()
+                report[name] = {"built": True}
+            except Exception as error:  # a missing compiler surfaces as one of many types
+                if os.environ.get("SEGKERNELS_REQUIRE_NATIVE") == "1" or (name == "cuda" and CUDA_CHOICE == "1"):
+                    raise
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                report[name] = {"built": False, "reason": reason}
+                print(f"segkernels: {piece.name} is not built: {reason}")
+        self.extensions = [
+            piece for piece in pieces if report[piece.name.rpartition("._")[2].removeprefix("ops_")]["built"]
+        ]
+        folder = Path(self.build_lib) / "segkernels"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n")
+
+    def copy_extensions_to_source(self):
+        super().copy_extensions_to_source()
+        shutil.copy(Path(self.build_lib) / "segkernels" / REPORT, ROOT / "segkernels" / REPORT)
+
+
+os.chdir(ROOT)
+os.environ.setdefault("MAX_JOBS", str(os.cpu_count() or 2))
+skipped: dict[str, dict[str, object]] = {}
+nvcc = find_nvcc() if CUDA_CHOICE != "0" else None
+if nvcc is None:
+    why = "SEGKERNELS_CUDA=0" if CUDA_CHOICE == "0" else "nvcc not found"
+    if CUDA_CHOICE == "1":
+        raise SystemExit("segkernels: SEGKERNELS_CUDA=1, but nvcc was not found (set CUDA_HOME)")
+    skipped["cuda"] = {"built": False, "reason": why}
+
+setup(
+    ext_modules=[cpu_library(), helpers_module(nvcc), *([cuda_library(nvcc)] if nvcc else [])],
+    cmdclass={"build_ext": BuildNative},
+)
