@@ -174,9 +174,7 @@ class BuildNative(torch_build.BuildExtension):
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 report[name] = {"built": False, "reason": reason}
                 print(f"segkernels: {piece.name} is not built: {reason}")
-        self.extensions = [
-            piece for piece in pieces if report[piece.name.rpartition("._")[2].removeprefix("ops_")]["built"]
-        ]
+        self.extensions = [piece for piece in pieces if report[piece.name.rpartition("._")[2].removeprefix("ops_")]["built"]]
         folder = Path(self.build_lib) / "segkernels"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n")

@@ -112,7 +112,7 @@ def _eager_call(
     """
     below_autograd = torch._C._AutoDispatchBelowAutograd
     functorch_active = torch._C._are_functorch_transforms_active
-    any_requires_grad = torch._C._any_requires_grad  # type: ignore[attr-defined]
+    any_requires_grad = torch._C._any_requires_grad
     is_grad_enabled = torch.is_grad_enabled
     is_compiling = torch.compiler.is_compiling
 
@@ -126,7 +126,7 @@ def _eager_call(
             return result
 
     if backward is not None:
-        Eager.backward = staticmethod(backward)  # type: ignore[assignment]
+        Eager.backward = staticmethod(backward)  # type: ignore[method-assign]
     Eager.__name__ = Eager.__qualname__ = overload._schema.name.replace("::", "_")
 
     def call(*args: Any) -> Any:
@@ -184,10 +184,11 @@ def _no_gradient(name: str, ctx: Any, *grads: Any) -> Any:
 
 
 def _vmap_loop(overload: Any, info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-    # One call per element of the mapped dimension: right for every op, and PyTorch's own fallback does the same.
-    results = []
-    for i in range(info.batch_size):
-        results.append(overload(*(a if d is None else a.select(d, i) for a, d in zip(args, in_dims))))
+    # One call per element of the mapped dimension: right for every op, and what PyTorch's own fallback does.
+    def element(value: Any, dim: Any, i: int) -> Any:
+        return value.select(dim, i) if isinstance(dim, int) else value
+
+    results = [overload(*(element(a, d, i) for a, d in zip(args, in_dims))) for i in range(info.batch_size)]
     if isinstance(results[0], tuple):
         return tuple(torch.stack(parts) for parts in zip(*results)), (0,) * len(results[0])
     return torch.stack(results), 0
@@ -287,9 +288,7 @@ class TierTable(dict[str, dict[str, dict[str, Any]]]):
         for op, devices in self.items():
             for device, entry in devices.items():
                 others = "; ".join(
-                    f"{tier}: {reason or 'available'}"
-                    for tier, reason in entry["tiers"].items()
-                    if tier != entry["chosen"]
+                    f"{tier}: {reason or 'available'}" for tier, reason in entry["tiers"].items() if tier != entry["chosen"]
                 )
                 lines.append(f"{op:<28}{device:<8}{entry['chosen']:<11}{others}")
         return "\n".join(lines)
@@ -335,9 +334,7 @@ def _force(name: str) -> None:
             if name != _default_tier(op, device):
                 overrides.append((op, device.upper(), name))
     if name != "default" and not switched:
-        raise RuntimeError(
-            f"backend: {name!r} can run no operator here: {'; '.join(sorted(reasons)) or 'no operators'}"
-        )
+        raise RuntimeError(f"backend: {name!r} can run no operator here: {'; '.join(sorted(reasons)) or 'no operators'}")
     for library in _override:
         library._destroy()
     _override.clear()
@@ -352,7 +349,7 @@ def _force(name: str) -> None:
     _forced = name
 
 
-class backend(contextlib.AbstractContextManager):  # noqa: N801 - used like a function
+class backend(contextlib.AbstractContextManager):
     """Selects a tier for all operators: ``segkernels.backend("triton")``, or ``with segkernels.backend("reference"): ...``.
 
     Operators or devices for which that tier cannot run keep their default; :func:`tiers` says why. Process-wide, like the

@@ -14,12 +14,12 @@ from segkernels.ops._arguments import check_floating, check_rank, check_same_dev
 Size = int | Sequence[int]
 
 
-def _fake(input, indices, output_size, kernel_size, stride, padding):  # type: ignore[no-untyped-def]
+def _fake(input, indices, output_size, kernel_size, stride, padding):
     shape = (input.shape[0], input.shape[1], output_size[0], output_size[1])
     return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=_memory_format(input))
 
 
-def _backward_fake(grad_output, indices, kernel_size, stride, padding):  # type: ignore[no-untyped-def]
+def _backward_fake(grad_output, indices, kernel_size, stride, padding):
     return torch.empty(
         indices.shape, dtype=grad_output.dtype, device=grad_output.device, memory_format=_memory_format(indices)
     )
@@ -52,12 +52,12 @@ def _double_backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
     return _op(grad, indices, ctx.output_size, *ctx.window), None, None, None, None
 
 
-def _vendor(input, indices, output_size, kernel_size, stride, padding):  # type: ignore[no-untyped-def]
+def _vendor(input, indices, output_size, kernel_size, stride, padding):
     if indices.dtype == torch.int64:
         return torch.ops.aten.max_unpool2d(input, indices, output_size)
     from segkernels.reference.max_unpool2d import flat_positions
 
-    positions = flat_positions(indices, *output_size, kernel_size, stride, padding)
+    positions = flat_positions(indices, output_size[0], output_size[1], kernel_size, stride, padding)
     return torch.ops.aten.max_unpool2d(input, positions.view(indices.shape), output_size)
 
 
@@ -129,7 +129,7 @@ def max_unpool2d(
     if _DEBUG and input.device.type != "cpu":
         from segkernels.reference.max_unpool2d import flat_positions
 
-        flat_positions(indices, *size, kernel, step, pad)
+        flat_positions(indices, size[0], size[1], kernel, step, pad)
     return _op(input, indices, size, kernel, step, pad)
 
 

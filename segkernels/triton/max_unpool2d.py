@@ -164,7 +164,7 @@ def _format(channels_last: bool) -> torch.memory_format:
 class _Plan:
     """What both directions share: geometry, the flag, and the winners where windows overlap or an index strays."""
 
-    def __init__(self, indices, out_h, out_w, kernel_size, stride, padding):  # type: ignore[no-untyped-def]
+    def __init__(self, indices, out_h, out_w, kernel_size, stride, padding):
         n, c, h, w = indices.shape
         if out_h * out_w >= 2**31:
             raise RuntimeError(f"max_unpool2d: expected planes of less than 2^31 elements, got {out_h}x{out_w}")
@@ -192,7 +192,7 @@ class _Plan:
             )  # fmt: skip
 
 
-def max_unpool2d(input, indices, output_size, kernel_size, stride, padding):  # type: ignore[no-untyped-def]
+def max_unpool2d(input, indices, output_size, kernel_size, stride, padding):
     n, c, h, w = input.shape
     memory_format = _format(_is_channels_last(input))
     shape = (n, c, *output_size)
@@ -215,7 +215,7 @@ def max_unpool2d(input, indices, output_size, kernel_size, stride, padding):  # 
     return output
 
 
-def max_unpool2d_backward(grad_output, indices, kernel_size, stride, padding):  # type: ignore[no-untyped-def]
+def max_unpool2d_backward(grad_output, indices, kernel_size, stride, padding):
     grad_input = torch.empty(
         indices.shape,
         dtype=grad_output.dtype,

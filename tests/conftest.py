@@ -1,0 +1,44 @@
+"""Parametrisation of OpTest, the --tier option, and what every test starts from."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from op_test import OpTest, available_tiers
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--tier", default=None, help="run the op tests on this tier only (triton, emulated, ...)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--tier"):
+        items[:] = [item for item in items if "tier" in getattr(item, "fixturenames", ())]
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a GPU")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    cls = metafunc.cls
+    if cls is None or not issubclass(cls, OpTest) or cls is OpTest:
+        return
+    names = metafunc.fixturenames
+    if "tier" in names:
+        pairs = available_tiers(cls.op, only=metafunc.config.getoption("--tier"))
+        metafunc.parametrize("tier", pairs, ids=["-".join(pair) for pair in pairs])
+    if "dtype" in names:
+        metafunc.parametrize("dtype", cls.dtypes, ids=[str(d).removeprefix("torch.") for d in cls.dtypes])
+    if "case" in names:
+        metafunc.parametrize("case", [s.name for s in cls().samples("cpu", cls.dtypes[0])])
+    if "gradcheck_case" in names:
+        metafunc.parametrize("gradcheck_case", cls.gradcheck_samples)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_state() -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(2)
