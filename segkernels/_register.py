@@ -86,7 +86,7 @@ def register(
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
     torch.library.register_autograd(
         f"{NAMESPACE}::{name}",
-        backward or functools.partial(_no_gradient, name),
+        backward or functools.partial(_no_gradient, f"{NAMESPACE}::{name}"),
         setup_context=setup_context,
         lib=_library,
     )
@@ -107,8 +107,8 @@ def _eager_call(
     """Calls the op past the Python kernel on its Autograd key, with the same autograd formula around it.
 
     That kernel costs 15 us a call on a 2-core machine, gradient or not, where the op itself takes 8 (inference mode skips
-    it); an outside autograd.Function costs half of it and no gradient costs nothing. Whatever is not plain eager mode (a
-    compiler, a functorch transform) takes the op as registered.
+    it), and it does not know torch.func; an outside autograd.Function costs half of it and knows, and no gradient costs
+    nothing. Under a compiler the op is called as registered.
     """
     below_autograd = torch._C._AutoDispatchBelowAutograd
     functorch_active = torch._C._are_functorch_transforms_active
@@ -118,21 +118,26 @@ def _eager_call(
 
     class Eager(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, *args: Any) -> Any:
+        def forward(*args: Any) -> Any:
             with below_autograd():
-                result = overload(*args)
-            if setup_context is not None:
-                setup_context(ctx, args, result)
-            return result
+                return overload(*args)
 
-    if backward is not None:
-        Eager.backward = staticmethod(backward)  # type: ignore[method-assign]
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            if setup_context is not None:
+                setup_context(ctx, inputs, output)
+
+        @staticmethod
+        def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+            return _vmap_loop(call, info, in_dims, *args)
+
+    Eager.backward = staticmethod(backward or functools.partial(_no_gradient, overload._schema.name))  # type: ignore[method-assign]
     Eager.__name__ = Eager.__qualname__ = overload._schema.name.replace("::", "_")
 
     def call(*args: Any) -> Any:
-        if is_compiling() or functorch_active() or backward is None:
+        if is_compiling():
             return overload(*args)
-        if is_grad_enabled() and any_requires_grad(*args):
+        if functorch_active() or (is_grad_enabled() and any_requires_grad(*args)):
             return Eager.apply(*args)
         with below_autograd():
             return overload(*args)
@@ -180,15 +185,15 @@ def double_backward_through(reference_backward: Callable[..., Any]) -> tuple[Cal
 
 
 def _no_gradient(name: str, ctx: Any, *grads: Any) -> Any:
-    raise RuntimeError(f"segkernels::{name} has no gradient: its derivative is not defined")
+    raise RuntimeError(f"{name} has no gradient: its derivative is not defined")
 
 
-def _vmap_loop(overload: Any, info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+def _vmap_loop(call: Callable[..., Any], info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
     # One call per element of the mapped dimension: right for every op, and what PyTorch's own fallback does.
     def element(value: Any, dim: Any, i: int) -> Any:
         return value.select(dim, i) if isinstance(dim, int) else value
 
-    results = [overload(*(element(a, d, i) for a, d in zip(args, in_dims))) for i in range(info.batch_size)]
+    results = [call(*(element(a, d, i) for a, d in zip(args, in_dims))) for i in range(info.batch_size)]
     if isinstance(results[0], tuple):
         return tuple(torch.stack(parts) for parts in zip(*results)), (0,) * len(results[0])
     return torch.stack(results), 0

@@ -164,8 +164,9 @@ def _format(channels_last: bool) -> torch.memory_format:
 class _Plan:
     """What both directions share: geometry, the flag, and the winners where windows overlap or an index strays."""
 
-    def __init__(self, indices, out_h, out_w, kernel_size, stride, padding):
+    def __init__(self, indices, output_size, kernel_size, stride, padding):
         n, c, h, w = indices.shape
+        out_h, out_w = output_size
         if out_h * out_w >= 2**31:
             raise RuntimeError(f"max_unpool2d: expected planes of less than 2^31 elements, got {out_h}x{out_w}")
         self.channels_last = _is_channels_last(indices)
@@ -199,7 +200,7 @@ def max_unpool2d(input, indices, output_size, kernel_size, stride, padding):
     output = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=memory_format)
     if output.numel() == 0 or input.numel() == 0:
         return output.zero_()
-    plan = _Plan(indices.contiguous(memory_format=memory_format), *output_size, kernel_size, stride, padding)
+    plan = _Plan(indices.contiguous(memory_format=memory_format), output_size, kernel_size, stride, padding)
     values = input.contiguous(memory_format=_format(plan.channels_last))
     grid = (triton.cdiv(plan.total, BLOCK),)
     if plan.disjoint:
@@ -224,7 +225,7 @@ def max_unpool2d_backward(grad_output, indices, kernel_size, stride, padding):
     )
     if grad_input.numel() == 0 or grad_output.numel() == 0:
         return grad_input.zero_()
-    plan = _Plan(indices, *grad_output.shape[2:], kernel_size, stride, padding)
+    plan = _Plan(indices, grad_output.shape[2:], kernel_size, stride, padding)
     grad = grad_output.contiguous(memory_format=_format(plan.channels_last))
     for winners, conditional in ((False, False), (True, plan.disjoint)):
         if winners and not plan.may_collide or not winners and not plan.disjoint:

@@ -8,6 +8,9 @@ from op_test import OpTest, Sample
 from segkernels.ops import max_unpool2d
 from segkernels.reference import max_unpool2d as reference
 
+VALUES = torch.randn(1, 1, 2, 2)
+INDICES = torch.zeros(1, 1, 2, 2, dtype=torch.int64)
+
 
 def window_offsets(indices: torch.Tensor, kernel: int, stride: int, padding: int, width: int) -> torch.Tensor:
     """torch's flat indices as uint8 offsets inside the window."""
@@ -143,16 +146,16 @@ class TestMaxUnpool2d(OpTest):
     @pytest.mark.parametrize(
         ("arguments", "error", "match"),
         [
-            ((torch.randn(2, 2), torch.zeros(2, 2, dtype=torch.int64), 2), ValueError, r"input: expected \[N, C, h, w\]"),
-            ((torch.zeros(1, 1, 2, 2, dtype=torch.int32), torch.zeros(1, 1, 2, 2, dtype=torch.int64), 2), TypeError, "input"),
-            ((torch.randn(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), 2), TypeError, "indices: expected int64 or uint8"),
-            ((torch.randn(1, 1, 2, 2), torch.zeros(1, 1, 2, 3, dtype=torch.int64), 2), ValueError, "indices: expected the shape"),
-            ((torch.randn(1, 1, 2, 2), torch.zeros(1, 1, 2, 2, dtype=torch.int64), 0), ValueError, "kernel_size"),
-            ((torch.randn(1, 1, 2, 2), torch.zeros(1, 1, 2, 2, dtype=torch.int64), (2, 2, 2)), ValueError, "kernel_size"),
-            ((torch.randn(1, 1, 2, 2), torch.zeros(1, 1, 2, 2, dtype=torch.int64), 2, 2, 0, (9, 9)), ValueError, "output_size"),
-            ((torch.randn(1, 1, 2, 2), torch.zeros(1, 1, 2, 2, dtype=torch.int64), 2, 2, 0, (-1, 4)), ValueError, "output_size"),
-            ((torch.randn(1, 1, 2, 2), torch.zeros(1, 1, 2, 2, dtype=torch.uint8), 17), ValueError, "kernel_size"),
-            ((torch.randn(1, 1, 2, 2), torch.zeros(1, 1, 2, 2, dtype=torch.int64, device="meta"), 2), ValueError, "one device"),
+            ((torch.randn(2, 2), INDICES[0, 0], 2), ValueError, r"input: expected \[N, C, h, w\]"),
+            ((INDICES, INDICES, 2), TypeError, "input: expected float32"),
+            ((VALUES, VALUES, 2), TypeError, "indices: expected int64 or uint8"),
+            ((VALUES, INDICES[..., :1], 2), ValueError, "indices: expected the shape"),
+            ((VALUES, INDICES, 0), ValueError, "kernel_size"),
+            ((VALUES, INDICES, (2, 2, 2)), ValueError, "kernel_size"),
+            ((VALUES, INDICES, 2, 2, 0, (9, 9)), ValueError, "output_size"),
+            ((VALUES, INDICES, 2, 2, 0, (-1, 4)), ValueError, "output_size"),
+            ((VALUES, INDICES.byte(), 17), ValueError, "kernel_size"),
+            ((VALUES, INDICES.to("meta"), 2), ValueError, "one device"),
         ],
     )  # fmt: skip
     def test_bad_input(self, arguments, error, match):
