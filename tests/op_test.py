@@ -96,6 +96,8 @@ def assert_close_as_torch(
     assert torch.equal(actual.isnan(), expected.isnan()), f"{what}: NaN in other places than expected"
     actual, expected = actual.nan_to_num(), expected.nan_to_num()
     scale = expected.abs().max().item() if expected.numel() else 0.0
+    if actual.dtype == torch.float64:
+        floor *= 16  # the oracle's own rounding, which no peer measures
     allowed = floor * torch.finfo(actual.dtype).eps * max(scale, torch.finfo(actual.dtype).tiny)
     if peer is not None:
         allowed += 2 * max_error(peer.nan_to_num(), expected)
@@ -118,6 +120,8 @@ class OpTest:
     #: values are moved, not computed: results must be equal, not close
     exact: ClassVar[bool] = False
     differentiable: ClassVar[bool] = True
+    #: False where torch's own kernels run, whose sums depend on the number of threads
+    equal_between_thread_counts: ClassVar[bool] = True
     #: output dtype under autocast for float32 inputs, per device type; None: unchanged
     autocast_dtype: ClassVar[torch.dtype | None] = None
     #: names of samples small enough for gradcheck
@@ -185,7 +189,7 @@ class OpTest:
         sample = self.sample(case, device, self.dtypes[0])
         with segkernels.backend(name):
             results = []
-            for threads in (1, 2, 2):
+            for threads in (1, 2, 2) if self.equal_between_thread_counts else (2, 2):
                 torch.set_num_threads(threads)
                 run, leaves = sample.leaves() if self.differentiable else (sample, [])
                 output = first(self.call(run))
@@ -193,7 +197,8 @@ class OpTest:
                 results.append((output, *grads))
         for again in results[1:]:
             for a, b in zip(results[0], again):
-                assert torch.equal(a.nan_to_num(), b.nan_to_num()), f"{case}: differs between runs or thread counts"
+                equal = torch.equal(a.detach().nan_to_num(), b.detach().nan_to_num())
+                assert equal, f"{case}: differs between runs or thread counts"
 
     def test_memory_formats(self, tier: tuple[str, str]) -> None:
         """channels_last, non-contiguous and expanded-gradient inputs give the values of the contiguous call."""

@@ -9,25 +9,18 @@ from typing import Any
 import torch
 
 from segkernels._register import register
-from segkernels.ops._arguments import check_floating, check_rank, check_same_device, pair
+from segkernels.ops._arguments import check_floating, check_rank, check_same_device, memory_format, pair
 
 Size = int | Sequence[int]
 
 
 def _fake(input, indices, output_size, kernel_size, stride, padding):
     shape = (input.shape[0], input.shape[1], output_size[0], output_size[1])
-    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=_memory_format(input))
+    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=memory_format(input))
 
 
 def _backward_fake(grad_output, indices, kernel_size, stride, padding):
-    return torch.empty(
-        indices.shape, dtype=grad_output.dtype, device=grad_output.device, memory_format=_memory_format(indices)
-    )
-
-
-def _memory_format(tensor: torch.Tensor) -> torch.memory_format:
-    last = not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
+    return torch.empty(indices.shape, dtype=grad_output.dtype, device=grad_output.device, memory_format=memory_format(indices))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:

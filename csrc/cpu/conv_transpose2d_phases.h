@@ -1,0 +1,295 @@
+// Transposed convolution with kernel == 2 * stride and a large stride: FCN's upsampling layers.
+//
+// Output pixel (q * stride + r - padding) sees exactly the input pixels q and q - 1, through taps r and r + stride. So
+// for each of the stride^2 phases (r, u) the layer is a product over (in channel, 2 x 2 neighbours), 2 * 2 * Cin deep,
+// instead of Cin * kernel^2 products that col2im adds up. Positions (q, t) number (H + 1) (W + 1); columns are (out
+// channel, r, u), so that a vector of columns is a run of output pixels.
+#pragma once
+
+#include <cstring>
+#include <vector>
+
+#include "../common/conv_transpose2d.h"
+#include "../common/dispatch.h"
+#include "../common/gemm.h"
+
+namespace segkernels {
+
+inline bool phases_apply(const ConvTranspose2dParams& p) {
+  return p.kernel_h == 2 * p.stride_h && p.kernel_w == 2 * p.stride_w && p.stride_w % Gemm<float>::kLanes == 0 &&
+         p.dilation_h == 1 && p.dilation_w == 1 && p.groups == 1 && p.output_pad_h <= p.pad_h &&
+         p.output_pad_w <= p.pad_w;
+}
+
+template <typename T>
+struct Phases {
+  using acc_t = accumulate_t<T>;
+  using G = Gemm<acc_t>;
+  static constexpr int64_t kRows = G::kRows;
+  static constexpr int64_t kCols = G::kCols;
+  static constexpr int64_t kLanes = G::kLanes;
+  // Positions handled per sweep over the weights: their packed neighbours and tiles stay in L2.
+  static constexpr int64_t kPositions = 512;
+
+  const ConvTranspose2dParams& p;
+
+  int64_t positions_w() const {
+    return p.in_w + 1;
+  }
+  int64_t positions_per_image() const {
+    return (p.in_h + 1) * positions_w();
+  }
+  int64_t positions() const {
+    return p.batch * positions_per_image();
+  }
+  int64_t neighbours() const {
+    return p.in_channels * 4;
+  }
+  int64_t columns() const {
+    return p.out_channels * p.stride_h * p.stride_w;
+  }
+
+  struct Position {
+    int64_t n, q, t;
+  };
+  Position position(int64_t index) const {
+    const int64_t n = index / positions_per_image();
+    const int64_t rest = index - n * positions_per_image();
+    return {n, rest / positions_w(), rest % positions_w()};
+  }
+
+  // Column (out channel, r, u) of a run of kLanes columns.
+  struct Column {
+    int64_t channel, r, u;
+  };
+  Column column(int64_t index) const {
+    const int64_t row = index / p.stride_w;
+    return {row / p.stride_h, row % p.stride_h, index - row * p.stride_w};
+  }
+
+  int64_t weight_offset(int64_t neighbour, const Column& at) const {
+    const int64_t channel = neighbour / 4;
+    const int64_t y = at.r + (neighbour / 2 % 2) * p.stride_h;
+    const int64_t x = at.u + (neighbour % 2) * p.stride_w;
+    return ((channel * p.out_channels + at.channel) * p.kernel_h + y) * p.kernel_w + x;
+  }
+
+  // Output pixels of one position and kLanes columns: offset of the first and which lanes exist.
+  struct Span {
+    int64_t offset, begin, end;
+  };
+  Span span(const Position& at, const Column& col) const {
+    const int64_t y = at.q * p.stride_h + col.r - p.pad_h;
+    const int64_t x = at.t * p.stride_w + col.u - p.pad_w;
+    if (y < 0 || y >= p.out_h) {
+      return {0, 0, 0};
+    }
+    const int64_t begin = std::clamp<int64_t>(-x, 0, kLanes);
+    return {((at.n * p.out_channels + col.channel) * p.out_h + y) * p.out_w + x, begin,
+            std::clamp<int64_t>(p.out_w - x, begin, kLanes)};
+  }
+
+  acc_t input_at(const T* input, int64_t neighbour, const Position& at) const {
+    const int64_t y = at.q - neighbour / 2 % 2;
+    const int64_t x = at.t - neighbour % 2;
+    if (y < 0 || y >= p.in_h || x < 0 || x >= p.in_w) {
+      return acc_t(0);
+    }
+    return static_cast<acc_t>(input[((at.n * p.in_channels + neighbour / 4) * p.in_h + y) * p.in_w + x]);
+  }
+
+  // [depth][kCols] of the weight: depth is the neighbour, columns are (out channel, r, u).
+  SEGKERNELS_CLONES void pack_weight(const T* weight, int64_t k0, int64_t depth, int64_t panel, acc_t* to) const {
+    for (int64_t c = 0; c < kCols; c += kLanes) {
+      const int64_t first = panel * kCols + c;
+      const Column col = column(first);
+      for (int64_t k = 0; k < depth; ++k) {
+        acc_t* at = to + k * kCols + c;
+        const T* from = weight + (first < columns() ? weight_offset(k0 + k, col) : 0);
+        for (int64_t lane = 0; lane < kLanes; ++lane) {
+          at[lane] = first < columns() ? static_cast<acc_t>(from[lane]) : acc_t(0);
+        }
+      }
+    }
+  }
+
+  // [depth][kCols] of the output's gradient: depth is the position, columns are (out channel, r, u).
+  SEGKERNELS_CLONES void pack_grad(const T* grad, int64_t k0, int64_t depth, int64_t panel, acc_t* to) const {
+    for (int64_t k = 0; k < depth; ++k) {
+      const Position at = position(k0 + k);
+      for (int64_t c = 0; c < kCols; c += kLanes) {
+        acc_t* lanes = to + k * kCols + c;
+        const int64_t first = panel * kCols + c;
+        const Span s = first < columns() ? span(at, column(first)) : Span{0, 0, 0};
+        load_span(grad, s, lanes);
+      }
+    }
+  }
+
+  static SEGKERNELS_INLINE void load_span(const T* from, const Span& s, acc_t* lanes) {
+    if (s.begin == 0 && s.end == kLanes) {
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        lanes[lane] = static_cast<acc_t>(from[s.offset + lane]);
+      }
+    } else {
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        lanes[lane] = lane >= s.begin && lane < s.end ? static_cast<acc_t>(from[s.offset + lane]) : acc_t(0);
+      }
+    }
+  }
+
+  SEGKERNELS_CLONES void store_output(int64_t first_position, int64_t count, int64_t panel, const acc_t* tiles,
+                                      const T* bias, T* output) const {
+    for (int64_t i = 0; i < count; ++i) {
+      const Position at = position(first_position + i);
+      const acc_t* row = tiles + (i / kRows) * G::kTile + (i % kRows) * kCols;
+      for (int64_t c = 0; c < kCols; c += kLanes) {
+        const int64_t first = panel * kCols + c;
+        if (first >= columns()) {
+          break;
+        }
+        const Column col = column(first);
+        const Span s = span(at, col);
+        const acc_t add = bias ? static_cast<acc_t>(bias[col.channel]) : acc_t(0);
+        if (s.begin == 0 && s.end == kLanes) {
+          for (int64_t lane = 0; lane < kLanes; ++lane) {
+            output[s.offset + lane] = static_cast<T>(row[c + lane] + add);
+          }
+        } else {
+          for (int64_t lane = s.begin; lane < s.end; ++lane) {
+            output[s.offset + lane] = static_cast<T>(row[c + lane] + add);
+          }
+        }
+      }
+    }
+  }
+
+  void forward(const T* input, const T* weight, const T* bias, T* output) const {
+    for (int64_t first = 0; first < positions(); first += kPositions) {
+      const int64_t count = std::min(kPositions, positions() - first);
+      const auto a = pack_rows<acc_t>(count, neighbours(), [&](int64_t k0, int64_t depth, int64_t panel, acc_t* to) {
+        for (int64_t r = 0; r < kRows; ++r) {
+          const Position at = position(std::min(first + panel * kRows + r, positions() - 1));
+          for (int64_t k = 0; k < depth; ++k) {
+            to[k * kRows + r] = input_at(input, k0 + k, at);
+          }
+        }
+      });
+      gemm_columns<acc_t>(
+          count, neighbours(), columns(), a,
+          [&](int64_t k0, int64_t depth, int64_t panel, acc_t* to) { pack_weight(weight, k0, depth, panel, to); },
+          [&](int64_t panel, const acc_t* tiles) { store_output(first, count, panel, tiles, bias, output); });
+    }
+  }
+
+  // [depth][kRows] of the weight: depth is (out channel, r, u), rows are neighbours.
+  SEGKERNELS_CLONES void pack_weight_rows(const T* weight, int64_t k0, int64_t depth, int64_t panel, acc_t* to) const {
+    for (int64_t k = 0; k < depth; k += kLanes) {
+      const Column col = column(k0 + k);
+      for (int64_t r = 0; r < kRows; ++r) {
+        const T* from = weight + weight_offset(panel * kRows + r, col);
+        for (int64_t lane = 0; lane < kLanes; ++lane) {
+          to[(k + lane) * kRows + r] = static_cast<acc_t>(from[lane]);
+        }
+      }
+    }
+  }
+
+  // [depth][kCols] of the output's gradient: depth is (out channel, r, u), columns are positions.
+  SEGKERNELS_CLONES void pack_grad_columns(const T* grad, int64_t k0, int64_t depth, int64_t panel, acc_t* to) const {
+    for (int64_t c = 0; c < kCols; ++c) {
+      const int64_t index = panel * kCols + c;
+      const Position at = position(std::min(index, positions() - 1));
+      for (int64_t k = 0; k < depth; k += kLanes) {
+        acc_t lanes[kLanes];
+        load_span(grad, index < positions() ? span(at, column(k0 + k)) : Span{0, 0, 0}, lanes);
+        for (int64_t lane = 0; lane < kLanes; ++lane) {
+          to[(k + lane) * kCols + c] = lanes[lane];
+        }
+      }
+    }
+  }
+
+  void grad_input(const T* grad, const T* weight, T* result) const {
+    // Per neighbour and position; an input pixel then adds up the four positions that saw it.
+    Scratch<acc_t> seen(neighbours() * positions());
+    const auto pack_a = [&](int64_t k0, int64_t depth, int64_t panel, acc_t* to) {
+      pack_weight_rows(weight, k0, depth, panel, to);
+    };
+    const auto pack_b = [&](int64_t k0, int64_t depth, int64_t panel, acc_t* to) {
+      pack_grad_columns(grad, k0, depth, panel, to);
+    };
+    const auto store = [&](int64_t panel, const acc_t* tiles) {
+      const int64_t count = std::min(kCols, positions() - panel * kCols);
+      for (int64_t k = 0; k < neighbours(); ++k) {
+        const acc_t* row = tiles + (k / kRows) * G::kTile + (k % kRows) * kCols;
+        std::copy_n(row, count, seen.get() + k * positions() + panel * kCols);
+      }
+    };
+    constexpr int64_t kChunks = 8;
+    if (columns() > positions()) {
+      gemm_depth<acc_t>(neighbours(), columns(), positions(), kChunks, pack_a, pack_b, store);
+    } else {
+      const auto a = pack_rows<acc_t>(neighbours(), columns(), pack_a);
+      gemm_columns<acc_t>(neighbours(), columns(), positions(), a, pack_b, store);
+    }
+    parallel_items(p.batch * p.in_channels, 4 * p.in_plane(), [&](int64_t begin, int64_t end) {
+      for (int64_t plane = begin; plane < end; ++plane) {
+        const int64_t n = plane / p.in_channels;
+        const acc_t* from = seen.get() + 4 * (plane - n * p.in_channels) * positions() + n * positions_per_image();
+        for (int64_t y = 0; y < p.in_h; ++y) {
+          for (int64_t x = 0; x < p.in_w; ++x) {
+            const acc_t* at = from + y * positions_w() + x;
+            result[plane * p.in_plane() + y * p.in_w + x] =
+                static_cast<T>((at[0] + at[positions() + 1]) +
+                               (at[2 * positions() + positions_w()] + at[3 * positions() + positions_w() + 1]));
+          }
+        }
+      }
+    });
+  }
+
+  void grad_weight(const T* input, const T* grad, T* result, T* result_bias) const {
+    const int64_t rows = neighbours() + 1;  // the last row is ones: its product is the bias gradient
+    std::vector<acc_t> sums(columns());
+    const auto a = pack_rows<acc_t>(rows, positions(), [&](int64_t k0, int64_t depth, int64_t panel, acc_t* to) {
+      for (int64_t k = 0; k < depth; ++k) {
+        const Position at = position(k0 + k);
+        for (int64_t r = 0; r < kRows; ++r) {
+          const int64_t row = panel * kRows + r;
+          to[k * kRows + r] = row < neighbours() ? input_at(input, row, at) : acc_t(row == neighbours() ? 1 : 0);
+        }
+      }
+    });
+    gemm_columns<acc_t>(
+        rows, positions(), columns(), a,
+        [&](int64_t k0, int64_t depth, int64_t panel, acc_t* to) { pack_grad(grad, k0, depth, panel, to); },
+        [&](int64_t panel, const acc_t* tiles) {
+          for (int64_t k = 0; k < rows; ++k) {
+            const acc_t* row = tiles + (k / kRows) * G::kTile + (k % kRows) * kCols;
+            for (int64_t c = 0; c < kCols && panel * kCols + c < columns(); c += kLanes) {
+              const int64_t first = panel * kCols + c;
+              for (int64_t lane = 0; lane < kLanes; ++lane) {
+                if (k == neighbours()) {
+                  sums[first + lane] = row[c + lane];
+                } else if (result) {
+                  result[weight_offset(k, column(first)) + lane] = static_cast<T>(row[c + lane]);
+                }
+              }
+            }
+          }
+        });
+    if (result_bias) {
+      const int64_t phases = p.stride_h * p.stride_w;
+      for (int64_t channel = 0; channel < p.out_channels; ++channel) {
+        acc_t total = 0;
+        for (int64_t i = 0; i < phases; ++i) {
+          total += sums[channel * phases + i];
+        }
+        result_bias[channel] = static_cast<T>(total);
+      }
+    }
+  }
+};
+
+}  // namespace segkernels

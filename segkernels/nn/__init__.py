@@ -1,0 +1,5 @@
+"""Modules with the constructor, ``state_dict`` and repr of what they replace."""
+
+from segkernels.nn.conv import ConvTranspose2d
+
+__all__ = ["ConvTranspose2d"]

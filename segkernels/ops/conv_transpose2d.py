@@ -1,0 +1,169 @@
+"""Transposed convolution (deconvolution, up-convolution, fractionally strided convolution)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from segkernels._register import double_backward_through, register
+from segkernels.ops._arguments import check_floating, check_rank, memory_format, pair
+from segkernels.reference import conv_transpose2d as reference
+
+Size = int | Sequence[int]
+
+
+def _fake(input, weight, bias, stride, padding, output_padding, groups, dilation):
+    size = [
+        (input.shape[2 + d] - 1) * stride[d] - 2 * padding[d] + dilation[d] * (weight.shape[2 + d] - 1) + output_padding[d] + 1
+        for d in range(2)
+    ]
+    shape = (input.shape[0], weight.shape[1] * groups, *size)
+    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=memory_format(input))
+
+
+def _backward_fake(
+    grad_output,
+    input,
+    weight,
+    stride,
+    padding,
+    output_padding,
+    groups,
+    dilation,
+    need_input,
+    need_weight,
+    need_bias,
+):
+    def like(tensor, format):
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device, memory_format=format)
+
+    return (
+        like(input, memory_format(input)) if need_input else input.new_empty(0),
+        like(weight, torch.contiguous_format) if need_weight else input.new_empty(0),
+        input.new_empty(grad_output.shape[1] if need_bias else 0),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    input, weight, bias, *ctx.geometry = inputs
+    ctx.has_bias = bias is not None
+    ctx.save_for_backward(input, weight)
+
+
+def _backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+    input, weight = ctx.saved_tensors
+    wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.has_bias and ctx.needs_input_grad[2]]
+    grads = _op_backward(grad, input, weight, *ctx.geometry, *wanted)
+    return *(g if want else None for g, want in zip(grads, wanted)), None, None, None, None, None
+
+
+def _vendor(input, weight, bias, stride, padding, output_padding, groups, dilation):
+    return torch.ops.aten.convolution(input, weight, bias, stride, padding, dilation, True, output_padding, groups)
+
+
+_op = register(
+    "conv_transpose2d",
+    "(Tensor input, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] output_padding, int groups, "
+    "int[2] dilation) -> Tensor",
+    fake=_fake,
+    backward=_backward,
+    setup_context=_setup_context,
+    vendor=_vendor,
+    autocast="lower",
+)
+_double_backward, _double_setup_context = double_backward_through(reference.conv_transpose2d_backward)
+_op_backward = register(
+    "conv_transpose2d_backward",
+    "(Tensor grad_output, Tensor input, Tensor weight, int[2] stride, int[2] padding, int[2] output_padding, int groups, "
+    "int[2] dilation, bool need_input, bool need_weight, bool need_bias) -> (Tensor, Tensor, Tensor)",
+    fake=_backward_fake,
+    backward=_double_backward,
+    setup_context=_double_setup_context,
+    vendor=reference.conv_transpose2d_backward,
+)
+
+
+def conv_transpose2d(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> torch.Tensor:
+    """Transposed convolution: every input pixel adds its kernel, scaled, to the output.
+
+    Replaces :func:`torch.nn.functional.conv_transpose2d` (Zeiler et al. 2010; Long et al. 2015; Dumoulin & Visin 2016).
+
+    Args:
+        input (Tensor[N, Cin, H, W] or Tensor[Cin, H, W]): float32, float64, float16 or bfloat16.
+        weight (Tensor[Cin, Cout / groups, KH, KW]): of the same dtype.
+        bias (Tensor[Cout], optional)
+        stride, padding, output_padding, dilation: one int or (height, width). ``padding`` crops the output;
+            ``output_padding`` adds rows and columns on one side and must be smaller than stride or dilation.
+        groups: divides both channel counts.
+
+    Returns:
+        Tensor[N, Cout, OH, OW]: ``OH = (H - 1) * stride - 2 * padding + dilation * (KH - 1) + output_padding + 1``, in
+        the memory format of ``input``; half-precision sums are kept in float32.
+
+    On the CPU a kernel equal to the stride (U-Net, Mask R-CNN) is one matrix product stored as a pixel shuffle, and a
+    kernel of twice the stride (FCN) one product per phase; the rest is torch's own kernel. Deterministic; twice
+    differentiable; autocasts to the lower precision, as torch does.
+
+    Raises:
+        ValueError, TypeError: for a wrong rank, dtype, size or channel count.
+    """
+    check_floating(input, "input")
+    check_rank(input, "input", (3, 4), "[N, Cin, H, W] or [Cin, H, W]")
+    check_rank(weight, "weight", (4,), "[Cin, Cout / groups, KH, KW]")
+    step = pair(stride, "stride", 1)
+    spread = pair(dilation, "dilation", 1)
+    extra = pair(output_padding, "output_padding", 0)
+    pad = pair(padding, "padding", 0)
+    if input.dim() == 3:
+        return conv_transpose2d(input[None], weight, bias, step, pad, extra, groups, spread)[0]
+    _check(input, weight, bias, step, pad, extra, groups, spread)
+    return _op(input, weight, bias, step, pad, extra, groups, spread)
+
+
+def _check(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    output_padding: list[int],
+    groups: int,
+    dilation: list[int],
+) -> None:
+    channels = input.shape[1]
+    if groups < 1 or channels % groups or weight.shape[0] != channels:
+        raise ValueError(
+            f"weight: expected [Cin, Cout / groups, KH, KW] with Cin = {channels} divisible by groups = {groups}, "
+            f"got {list(weight.shape)}"
+        )
+    if weight.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type):
+        raise TypeError(f"weight: expected the dtype of input, {input.dtype}, got {weight.dtype}")
+    if weight.device != input.device or (bias is not None and bias.device != input.device):
+        raise ValueError(
+            f"weight and bias: expected the device of input, {input.device}, got {weight.device}"
+            + ("" if bias is None else f" and {bias.device}")
+        )
+    if bias is not None and (bias.dim() != 1 or bias.shape[0] != weight.shape[1] * groups):
+        raise ValueError(f"bias: expected [Cout] with Cout = {weight.shape[1] * groups}, got {list(bias.shape)}")
+    for d in range(2):
+        if output_padding[d] >= max(stride[d], dilation[d]):
+            raise ValueError(
+                f"output_padding: expected less than stride {stride} or dilation {dilation}, got {output_padding}"
+            )
+        size = (input.shape[2 + d] - 1) * stride[d] - 2 * padding[d] + dilation[d] * (weight.shape[2 + d] - 1)
+        if input.shape[2 + d] < 1 or size + output_padding[d] + 1 < 1:
+            raise ValueError(
+                f"input: expected a size that gives a positive output, got {list(input.shape)} with kernel "
+                f"{list(weight.shape[2:])}, stride {stride}, padding {padding}, dilation {dilation}"
+            )
