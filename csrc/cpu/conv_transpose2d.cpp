@@ -410,7 +410,7 @@ Tensor conv_transpose2d_cpu(const Tensor& input,                // [N, Cin, H, W
     if (path == Path::kTiled) {
       Tiled<T>{p, channels_last}.forward(data<T>(x), data<T>(w), bias_data, out);
     } else {
-      Phases<T>{p}.forward(data<T>(x), data<T>(w), bias_data, out);
+      Phases<T>(p).forward(data<T>(x), data<T>(w), bias_data, out);
     }
   });
   return output;
@@ -456,7 +456,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_transpose2d_backward_cpu(const Tensor& g
     if (path == Path::kTiled) {
       run(Tiled<T>{p, channels_last});
     } else {
-      run(Phases<T>{p});
+      run(Phases<T>(p));
     }
   });
   return {grad_input, grad_weight, grad_bias};

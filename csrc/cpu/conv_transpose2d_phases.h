@@ -31,7 +31,27 @@ struct Phases {
   // Positions handled per sweep over the weights: their packed neighbours and tiles stay in L2.
   static constexpr int64_t kPositions = 512;
 
+  // The output pixel of phase (0, 0) at a position, without padding, and its offset in the output.
+  struct Position {
+    int64_t n, q, t;
+    int64_t y, x, offset;
+  };
+
   const ConvTranspose2dParams& p;
+  std::vector<Position> table;  // of all positions: divisions are dear in the inner loops
+
+  explicit Phases(const ConvTranspose2dParams& params) : p(params) {
+    table.reserve(positions());
+    for (int64_t n = 0; n < p.batch; ++n) {
+      for (int64_t q = 0; q <= p.in_h; ++q) {
+        for (int64_t t = 0; t <= p.in_w; ++t) {
+          const int64_t y = q * p.stride_h;
+          const int64_t x = t * p.stride_w;
+          table.push_back({n, q, t, y, x, (n * p.out_channels * p.out_h + y) * p.out_w + x});
+        }
+      }
+    }
+  }
 
   int64_t positions_w() const {
     return p.in_w + 1;
@@ -49,22 +69,19 @@ struct Phases {
     return p.out_channels * p.stride_h * p.stride_w;
   }
 
-  struct Position {
-    int64_t n, q, t;
-  };
-  Position position(int64_t index) const {
-    const int64_t n = index / positions_per_image();
-    const int64_t rest = index - n * positions_per_image();
-    return {n, rest / positions_w(), rest % positions_w()};
-  }
-
-  // Column (out channel, r, u) of a run of kLanes columns.
+  // Column (out channel, r, u): the first of a run of kLanes, and what it adds to a position's pixel and offset.
   struct Column {
     int64_t channel, r, u;
+    int64_t y, x, offset;
   };
   Column column(int64_t index) const {
     const int64_t row = index / p.stride_w;
-    return {row / p.stride_h, row % p.stride_h, index - row * p.stride_w};
+    const int64_t channel = row / p.stride_h;
+    const int64_t r = row - channel * p.stride_h;
+    const int64_t u = index - row * p.stride_w;
+    const int64_t y = r - p.pad_h;
+    const int64_t x = u - p.pad_w;
+    return {channel, r, u, y, x, (channel * p.out_h + y) * p.out_w + x};
   }
 
   int64_t weight_offset(int64_t neighbour, const Column& at) const {
@@ -78,15 +95,18 @@ struct Phases {
   struct Span {
     int64_t offset, begin, end;
   };
-  Span span(const Position& at, const Column& col) const {
-    const int64_t y = at.q * p.stride_h + col.r - p.pad_h;
-    const int64_t x = at.t * p.stride_w + col.u - p.pad_w;
+  SEGKERNELS_INLINE Span span(const Position& at, const Column& col) const {
+    const int64_t y = at.y + col.y;
+    const int64_t x = at.x + col.x;
+    const int64_t offset = at.offset + col.offset;
     if (y < 0 || y >= p.out_h) {
       return {0, 0, 0};
     }
+    if (x >= 0 && x + kLanes <= p.out_w) {
+      return {offset, 0, kLanes};
+    }
     const int64_t begin = std::clamp<int64_t>(-x, 0, kLanes);
-    return {((at.n * p.out_channels + col.channel) * p.out_h + y) * p.out_w + x, begin,
-            std::clamp<int64_t>(p.out_w - x, begin, kLanes)};
+    return {offset, begin, std::clamp<int64_t>(p.out_w - x, begin, kLanes)};
   }
 
   acc_t input_at(const T* input, int64_t neighbour, const Position& at) const {
@@ -115,13 +135,11 @@ struct Phases {
 
   // [depth][kCols] of the output's gradient: depth is the position, columns are (out channel, r, u).
   SEGKERNELS_CLONES void pack_grad(const T* grad, int64_t k0, int64_t depth, int64_t panel, acc_t* to) const {
-    for (int64_t k = 0; k < depth; ++k) {
-      const Position at = position(k0 + k);
-      for (int64_t c = 0; c < kCols; c += kLanes) {
-        acc_t* lanes = to + k * kCols + c;
-        const int64_t first = panel * kCols + c;
-        const Span s = first < columns() ? span(at, column(first)) : Span{0, 0, 0};
-        load_span(grad, s, lanes);
+    for (int64_t c = 0; c < kCols; c += kLanes) {
+      const int64_t first = panel * kCols + c;
+      const Column col = column(first);
+      for (int64_t k = 0; k < depth; ++k) {
+        load_span(grad, first < columns() ? span(table[k0 + k], col) : Span{0, 0, 0}, to + k * kCols + c);
       }
     }
   }
@@ -140,24 +158,19 @@ struct Phases {
 
   SEGKERNELS_CLONES void store_output(int64_t first_position, int64_t count, int64_t panel, const acc_t* tiles,
                                       const T* bias, T* output) const {
-    for (int64_t i = 0; i < count; ++i) {
-      const Position at = position(first_position + i);
-      const acc_t* row = tiles + (i / kRows) * G::kTile + (i % kRows) * kCols;
-      for (int64_t c = 0; c < kCols; c += kLanes) {
-        const int64_t first = panel * kCols + c;
-        if (first >= columns()) {
-          break;
-        }
-        const Column col = column(first);
-        const Span s = span(at, col);
-        const acc_t add = bias ? static_cast<acc_t>(bias[col.channel]) : acc_t(0);
+    for (int64_t c = 0; c < kCols && panel * kCols + c < columns(); c += kLanes) {
+      const Column col = column(panel * kCols + c);
+      const acc_t add = bias ? static_cast<acc_t>(bias[col.channel]) : acc_t(0);
+      for (int64_t i = 0; i < count; ++i) {
+        const acc_t* row = tiles + (i / kRows) * G::kTile + (i % kRows) * kCols + c;
+        const Span s = span(table[first_position + i], col);
         if (s.begin == 0 && s.end == kLanes) {
           for (int64_t lane = 0; lane < kLanes; ++lane) {
-            output[s.offset + lane] = static_cast<T>(row[c + lane] + add);
+            output[s.offset + lane] = static_cast<T>(row[lane] + add);
           }
         } else {
           for (int64_t lane = s.begin; lane < s.end; ++lane) {
-            output[s.offset + lane] = static_cast<T>(row[c + lane] + add);
+            output[s.offset + lane] = static_cast<T>(row[lane] + add);
           }
         }
       }
@@ -169,7 +182,7 @@ struct Phases {
       const int64_t count = std::min(kPositions, positions() - first);
       const auto a = pack_rows<acc_t>(count, neighbours(), [&](int64_t k0, int64_t depth, int64_t panel, acc_t* to) {
         for (int64_t r = 0; r < kRows; ++r) {
-          const Position at = position(std::min(first + panel * kRows + r, positions() - 1));
+          const Position at = table[std::min(first + panel * kRows + r, positions() - 1)];
           for (int64_t k = 0; k < depth; ++k) {
             to[k * kRows + r] = input_at(input, k0 + k, at);
           }
@@ -197,12 +210,12 @@ struct Phases {
 
   // [depth][kCols] of the output's gradient: depth is (out channel, r, u), columns are positions.
   SEGKERNELS_CLONES void pack_grad_columns(const T* grad, int64_t k0, int64_t depth, int64_t panel, acc_t* to) const {
-    for (int64_t c = 0; c < kCols; ++c) {
-      const int64_t index = panel * kCols + c;
-      const Position at = position(std::min(index, positions() - 1));
-      for (int64_t k = 0; k < depth; k += kLanes) {
+    for (int64_t k = 0; k < depth; k += kLanes) {
+      const Column col = column(k0 + k);
+      for (int64_t c = 0; c < kCols; ++c) {
+        const int64_t index = panel * kCols + c;
         acc_t lanes[kLanes];
-        load_span(grad, index < positions() ? span(at, column(k0 + k)) : Span{0, 0, 0}, lanes);
+        load_span(grad, index < positions() ? span(table[index], col) : Span{0, 0, 0}, lanes);
         for (int64_t lane = 0; lane < kLanes; ++lane) {
           to[(k + lane) * kCols + c] = lanes[lane];
         }
@@ -254,7 +267,7 @@ struct Phases {
     std::vector<acc_t> sums(columns());
     const auto a = pack_rows<acc_t>(rows, positions(), [&](int64_t k0, int64_t depth, int64_t panel, acc_t* to) {
       for (int64_t k = 0; k < depth; ++k) {
-        const Position at = position(k0 + k);
+        const Position& at = table[k0 + k];
         for (int64_t r = 0; r < kRows; ++r) {
           const int64_t row = panel * kRows + r;
           to[k * kRows + r] = row < neighbours() ? input_at(input, row, at) : acc_t(row == neighbours() ? 1 : 0);
@@ -265,16 +278,15 @@ struct Phases {
         rows, positions(), columns(), a,
         [&](int64_t k0, int64_t depth, int64_t panel, acc_t* to) { pack_grad(grad, k0, depth, panel, to); },
         [&](int64_t panel, const acc_t* tiles) {
-          for (int64_t k = 0; k < rows; ++k) {
-            const acc_t* row = tiles + (k / kRows) * G::kTile + (k % kRows) * kCols;
-            for (int64_t c = 0; c < kCols && panel * kCols + c < columns(); c += kLanes) {
-              const int64_t first = panel * kCols + c;
-              for (int64_t lane = 0; lane < kLanes; ++lane) {
-                if (k == neighbours()) {
-                  sums[first + lane] = row[c + lane];
-                } else if (result) {
-                  result[weight_offset(k, column(first)) + lane] = static_cast<T>(row[c + lane]);
-                }
+          for (int64_t c = 0; c < kCols && panel * kCols + c < columns(); c += kLanes) {
+            const int64_t first = panel * kCols + c;
+            const Column col = column(first);
+            for (int64_t k = 0; k < rows; ++k) {
+              const acc_t* row = tiles + (k / kRows) * G::kTile + (k % kRows) * kCols + c;
+              if (k == neighbours()) {
+                std::copy_n(row, kLanes, sums.data() + first);
+              } else if (result) {
+                std::copy_n(row, kLanes, result + weight_offset(k, col));
               }
             }
           }
