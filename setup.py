@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -169,11 +170,14 @@ class BuildNative(torch_build.BuildExtension):
             # pip gives an editable install a throw-away folder; the objects of `build_ext --inplace` are as good.
             self.build_temp = str(ROOT / "build" / f"temp.{self.plat_name}-{sys.implementation.cache_tag}")
         report = dict(skipped)
+        compiler = shlex.split(torch_build.get_cxx_compiler())[0]
         pieces, self.extensions = self.extensions, []
         for piece in pieces:
             name = piece.name.rpartition("._")[2].removeprefix("ops_")
             self.extensions = [piece]
             try:
+                if not shutil.which(compiler):
+                    raise RuntimeError(f"C++ compiler not found: {compiler} (CXX names another)")
                 super().build_extensions()
                 report[name] = {"built": True}
             except Exception as error:  # a missing compiler surfaces as one of many types
