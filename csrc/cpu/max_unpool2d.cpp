@@ -60,7 +60,9 @@ SEGKERNELS_INLINE bool window_offsets_2x2(const index_t* indices, int64_t count,
     for (int64_t i = 0; i < count; ++i) {
       const int64_t index = indices[i];
       high |= static_cast<uint64_t>(index) >> 31;
-      const int32_t distance = static_cast<int32_t>(index) - static_cast<int32_t>(base + i * step);
+      // Unsigned: an index from outside may overflow here, and is told by `high` or `wrong`.
+      const int32_t distance =
+          static_cast<int32_t>(static_cast<uint32_t>(index) - static_cast<uint32_t>(base + i * step));
       const int32_t below = distance >= w ? 2 : 0;
       const int32_t right = distance - (distance >= w ? w : 0);
       offsets[i] = below + right;

@@ -236,3 +236,16 @@ def max_unpool2d_backward(grad_output, indices, kernel_size, stride, padding):
             BLOCK=BLOCK,
         )  # fmt: skip
     return grad_input
+
+
+def compile_cases():
+    """Yields ``(kernel, types of its pointers, its constants)`` for tests/triton/test_compile.py."""
+    for value, index, last in (("*fp32", "*i64", False), ("*fp64", "*u8", True), ("*bf16", "*i64", True)):
+        pointers = {"indices_ptr": index, "winner_ptr": "*i32", "foreign_ptr": "*i32"}
+        pointers |= dict.fromkeys(("input_ptr", "output_ptr", "grad_output_ptr", "grad_input_ptr"), value)
+        constants = {"OFFSETS": index == "*u8", "CHANNELS_LAST": last, "CONDITIONAL": True, "WINNERS": True, "BLOCK": BLOCK}
+        yield max_unpool2d_fwd_kernel, pointers, constants
+        yield max_unpool2d_fwd_kernel_any, pointers, constants
+        yield max_unpool2d_bwd_kernel, pointers, constants
+        yield max_unpool2d_winner_kernel, pointers, constants
+    yield max_unpool2d_foreign_kernel, pointers, constants
