@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 _PACKAGE = Path(__file__).parent
-_LIBRARIES = {"cpu": "_ops_cpu", "cuda": "_ops_cuda", "emulated": "_ops_emulated"}
+_LIBRARIES = {"cpu": "_ops_cpu", "cuda": "_ops_cuda"}
 
 
 def build_report() -> dict[str, Any]:

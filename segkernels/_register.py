@@ -15,6 +15,7 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -24,6 +25,8 @@ from torch.library import Library
 from segkernels import _load
 
 NAMESPACE = "segkernels"
+#: Where csrc/cuda compiled for the CPU registers itself; exists in tests only.
+EMULATED = "segkernels_emulated"
 #: Tiers in the order of preference, per device. `emulated` and Triton's interpreter are never chosen on their own.
 TIERS = {
     "cpu": ("cpu", "vendor", "triton", "reference", "emulated"),
@@ -33,8 +36,11 @@ DEVICES = tuple(TIERS)
 BACKENDS = ("default", "cpu", "cuda", "triton", "vendor", "reference", "emulated")
 #: A compiled tier and the dispatch key its library registers on.
 _COMPILED = {"cpu": "CPU", "cuda": "CUDA"}
+#: How the table says that a tier could run, where the name alone would mislead.
+_AVAILABLE = {"emulated": "available (the CUDA source run on the CPU, for tests only)"}
 
 _library = Library(NAMESPACE, "DEF")
+_emulated: Library | None = None
 _operators: dict[str, Operator] = {}
 _override: list[Library] = []
 _forced = "default"
@@ -82,6 +88,8 @@ def register(
     op = Operator(name, stem or name.removesuffix("_backward"), schema, vendor, backward is not None)
     _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     _operators[name] = op
+    if _emulated is not None:
+        _emulated.define(name + schema)
     overload = op.overload
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
     torch.library.register_autograd(
@@ -230,7 +238,7 @@ def _tier_function(tier: str, op: Operator) -> Callable[..., Any]:
 
         return kernel
     if tier == "emulated":
-        return getattr(getattr(torch.ops, f"{NAMESPACE}_emulated"), op.name).default
+        return getattr(getattr(torch.ops, EMULATED), op.name).default
     raise AssertionError(f"{tier} registers itself")
 
 
@@ -259,8 +267,11 @@ def _absence(op: Operator, device: str, tier: str) -> str | None:
     if tier == "vendor":
         return None if op.vendor is not None else "torch has no such op"
     if tier == "emulated":
-        if not hasattr(getattr(torch.ops, f"{NAMESPACE}_emulated"), op.name):
-            return "the CUDA source compiled for the CPU, a test tier: not built or not loaded"
+        what = "the CUDA source run on the CPU, for tests only"
+        if _emulated is None:
+            return f"{what}: not loaded"
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{EMULATED}::{op.name}", "CPU"):
+            return f"{what}: no such kernel in the library"
         return None
     return None
 
@@ -280,6 +291,16 @@ def _chosen_tier(op: Operator, device: str) -> str:
     return _default_tier(op, device)
 
 
+def load_emulated(path: Path) -> None:
+    """Loads the CUDA kernels compiled for the CPU (csrc/emulation) as the tier ``emulated``; the tests' conftest calls it."""
+    global _emulated
+    torch.ops.load_library(str(path))
+    if _emulated is None:
+        _emulated = Library(EMULATED, "DEF")
+        for op in _operators.values():
+            _emulated.define(op.name + op.schema)
+
+
 def operators() -> list[str]:
     """Names of all registered dispatcher ops, forward and backward."""
     return sorted(_operators)
@@ -293,7 +314,9 @@ class TierTable(dict[str, dict[str, dict[str, Any]]]):
         for op, devices in self.items():
             for device, entry in devices.items():
                 others = "; ".join(
-                    f"{tier}: {reason or 'available'}" for tier, reason in entry["tiers"].items() if tier != entry["chosen"]
+                    f"{tier}: {reason or _AVAILABLE.get(tier, 'available')}"
+                    for tier, reason in entry["tiers"].items()
+                    if tier != entry["chosen"]
                 )
                 lines.append(f"{op:<28}{device:<8}{entry['chosen']:<11}{others}")
         return "\n".join(lines)
@@ -361,7 +384,8 @@ class backend(contextlib.AbstractContextManager):
     environment variable ``SEGKERNELS_BACKEND``, and not meant to be switched while other threads call operators.
 
     Args:
-        name: ``"default"``, ``"cpu"``, ``"cuda"``, ``"triton"``, ``"vendor"`` (torch's own kernels) or ``"reference"``.
+        name: ``"default"``, ``"cpu"``, ``"cuda"``, ``"triton"``, ``"vendor"`` (torch's own kernels), ``"reference"``, or
+            in this package's own tests ``"emulated"`` (the CUDA source run on the CPU).
 
     Raises:
         ValueError: for another name.

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
+from emulation.build_emulated import build, library_path
 from op_test import OpTest, available_tiers
+
+from segkernels._register import load_emulated
+
+
+#: Why the emulated library was not built, for the test that says so.
+EMULATION_FAILURE = pytest.StashKey[str | None]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--tier", default=None, help="run the op tests on this tier only (triton, emulated, ...)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # The CUDA kernels compiled for the CPU: built from the sources as they stand, or the library that the variable names.
+    path = os.environ.get("SEGKERNELS_EMULATED_LIBRARY")
+    config.stash[EMULATION_FAILURE] = None if path else build("plain", ("_ops_emulated",))
+    library = Path(path) if path else library_path("_ops_emulated", "plain")
+    if library.exists():
+        load_emulated(library)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -29,6 +48,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     names = metafunc.fixturenames
     if "tier" in names:
         pairs = available_tiers(cls.op, only=metafunc.config.getoption("--tier"))
+        if metafunc.function is cls.test_schedules:
+            pairs = [pair for pair in pairs if pair[1] == "emulated"]
         metafunc.parametrize("tier", pairs, ids=["-".join(pair) for pair in pairs])
     if "dtype" in names:
         metafunc.parametrize("dtype", cls.dtypes, ids=[str(d).removeprefix("torch.") for d in cls.dtypes])

@@ -18,6 +18,9 @@ import torch
 import segkernels
 from segkernels._register import DEVICES, TIERS
 
+#: Orders of threads and blocks in the emulation of CUDA (csrc/emulation); 0 is index order.
+EMULATION_SEEDS = (0, 1, 2, 3)
+
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -199,6 +202,23 @@ class OpTest:
             for a, b in zip(results[0], again):
                 equal = torch.equal(a.detach().nan_to_num(), b.detach().nan_to_num())
                 assert equal, f"{case}: differs between runs or thread counts"
+
+    def test_schedules(self, tier: tuple[str, str], case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The CUDA source gives the same bits in whatever order its blocks and threads advance."""
+        device, name = tier
+        sample = self.sample(case, device, self.dtypes[0])
+        results = []
+        with segkernels.backend(name):
+            for seed in EMULATION_SEEDS:
+                monkeypatch.setenv("SEGKERNELS_EMULATION_SEED", str(seed))
+                run, leaves = sample.leaves() if self.differentiable else (sample, [])
+                output = first(self.call(run))
+                torch.manual_seed(0)
+                grads = torch.autograd.grad(output, leaves, torch.randn_like(output)) if leaves else ()
+                results.append((output, *grads))
+        for seed, again in zip(EMULATION_SEEDS[1:], results[1:]):
+            for a, b in zip(results[0], again):
+                assert torch.equal(a.nan_to_num(), b.nan_to_num()), f"{case}: seed {seed} differs from index order"
 
     def test_memory_formats(self, tier: tuple[str, str]) -> None:
         """channels_last, non-contiguous and expanded-gradient inputs give the values of the contiguous call."""

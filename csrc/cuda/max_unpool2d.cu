@@ -260,7 +260,7 @@ Tensor max_unpool2d_backward_cuda(const Tensor& grad_output,  // [N, C, H, W]
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(segkernels, CUDA, m) {
+SEGKERNELS_CUDA_LIBRARY(m) {
   m.impl("max_unpool2d", TORCH_BOX(&max_unpool2d_cuda));
   m.impl("max_unpool2d_backward", TORCH_BOX(&max_unpool2d_backward_cuda));
 }
