@@ -1,0 +1,529 @@
+// Dice + binary cross entropy on the CPU. Forward reads logits and target once and keeps five sums a plane; backward
+// reads them once more, recomputes the probabilities and writes the gradient.
+//
+// An ignored pixel is given a logit of -1e30 and the target 0 on its way into L1: its probability, its loss and its
+// gradient are then exactly 0, so that the kernels know nothing of masks.
+#include <torch/csrc/stable/library.h>
+
+#include <array>
+#include <tuple>
+
+#include "../common/check.h"
+#include "../common/dice.h"
+#include "../common/loss_blocks.h"
+
+namespace segkernels {
+namespace {
+
+constexpr const char* kOp = "dice_bce_loss";
+constexpr int64_t kStatistics = 5;  // sums of p * t (or min(p, t)), p, t, bce, and the number of valid pixels
+
+// What one pixel contributes. `weighted` is pos_weight * t.
+struct FromLogits {
+  static constexpr float kNeutral = -1e30f;
+
+  // Stable for any logit: softplus(x) = max(x, 0) + log(1 + exp(-|x|)).
+  template <typename V>
+  static SEGKERNELS_INLINE void loss(V x, V t, V weighted, V& p, V& bce) {
+    const V e = exp_nonpositive(-abs(x));
+    const V r = 1 / (1 + e);
+    const V rest = 1 - t;
+    p = x < V{} ? e * r : r;
+    bce = log1p_unit(e) * (rest + weighted) + (x > V{} ? rest * x : -weighted * x);
+  }
+
+  // p, dp/dx and dbce/dx; 1 - p is computed without cancellation.
+  template <typename V>
+  static SEGKERNELS_INLINE void slopes(V x, V t, V weighted, V& p, V& dp, V& dbce) {
+    const V e = exp_nonpositive(-abs(x));
+    const V r = 1 / (1 + e);
+    const V er = e * r;
+    p = x < V{} ? er : r;
+    const V q = x < V{} ? r : er;
+    dp = er * r;
+    dbce = (1 - t) * p - weighted * q;
+  }
+};
+
+// Probabilities, with the limits of torch.nn.functional.binary_cross_entropy: logarithms of at least -100 forward,
+// p(1 - p) of at least 1e-12 backward.
+struct FromProbabilities {
+  static constexpr float kNeutral = 0;
+
+  template <typename V>
+  static SEGKERNELS_INLINE V limited_log(V x) {
+    const V value = log_finite(x);
+    return value < -100 ? V{} - 100 : value;
+  }
+
+  template <typename V>
+  static SEGKERNELS_INLINE void loss(V x, V t, V weighted, V& p, V& bce) {
+    p = x;
+    bce = (t - 1) * limited_log(1 - x) - weighted * limited_log(x);
+  }
+
+  template <typename V>
+  static SEGKERNELS_INLINE void slopes(V x, V t, V weighted, V& p, V& dp, V& dbce) {
+    p = x;
+    dp = V{} + 1;
+    const V spread = x * (1 - x);
+    dbce = ((1 - t) * x - weighted * (1 - x)) / (spread < 1e-12f ? V{} + 1e-12f : spread);
+  }
+};
+
+// Adds the sums of one block (a padded number of pixels) to `sums`; lanes are float, blocks are added up in double.
+template <typename Activation, bool kSoftTarget, typename T>
+SEGKERNELS_CLONES void block_sums(const T* input, const T* target, int64_t count, T pos_weight, double* sums) {
+  using V = typename Lanes<T>::vector;
+  V intersection{}, probability{}, positive{}, loss{};
+  for (int64_t i = 0; i < count; i += Lanes<T>::count) {
+    const V t = load_vector<V>(target + i);
+    V p, bce;
+    Activation::loss(load_vector<V>(input + i), t, t * pos_weight, p, bce);
+    if constexpr (kSoftTarget) {
+      intersection += p < t ? p : t;
+    } else {
+      intersection += p * t;
+    }
+    probability += p;
+    positive += t;
+    loss += bce;
+  }
+  sums[0] += sum_lanes(intersection);
+  sums[1] += sum_lanes(probability);
+  sums[2] += sum_lanes(positive);
+  sums[3] += sum_lanes(loss);
+}
+
+template <typename Activation, typename T>
+SEGKERNELS_CLONES void block_loss(const T* input, const T* target, int64_t count, T pos_weight, T bce_scale, T dice,
+                                  T* output) {
+  using V = typename Lanes<T>::vector;
+  for (int64_t i = 0; i < count; i += Lanes<T>::count) {
+    const V t = load_vector<V>(target + i);
+    V p, bce;
+    Activation::loss(load_vector<V>(input + i), t, t * pos_weight, p, bce);
+    store_vector(output + i, bce * bce_scale + dice);
+  }
+}
+
+// Coefficients of one plane: gradient = bce * dbce/dx + (intersection * d(intersection)/dp + cardinality) * dp/dx.
+template <typename T>
+struct Slopes {
+  T bce, intersection, cardinality;
+};
+
+// `scale`, when given, multiplies the first term pixel by pixel (reduction 'none').
+template <typename Activation, bool kSoftTarget, typename T>
+SEGKERNELS_CLONES void block_gradient(const T* input, const T* target, const T* scale, int64_t count, T pos_weight,
+                                      Slopes<T> slopes, T* output) {
+  using V = typename Lanes<T>::vector;
+  for (int64_t i = 0; i < count; i += Lanes<T>::count) {
+    const V t = load_vector<V>(target + i);
+    V p, dp, dbce;
+    Activation::slopes(load_vector<V>(input + i), t, t * pos_weight, p, dp, dbce);
+    V inside = t;
+    if constexpr (kSoftTarget) {
+      inside = p < t ? V{} + 1 : (p > t ? V{} : V{} + T(0.5));
+    }
+    if (scale != nullptr) {
+      dbce *= load_vector<V>(scale + i);
+    }
+    store_vector(output + i, dbce * slopes.bce + dp * (inside * slopes.intersection + slopes.cardinality));
+  }
+}
+
+template <typename T>
+SEGKERNELS_CLONES bool outside_unit_interval(const T* values, int64_t count) {
+  int32_t outside = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    outside |= (values[i] < 0) | (values[i] > 1);
+  }
+  return outside != 0;
+}
+
+struct DiceBceParams {
+  int64_t batch, channels, pixels;
+  double dice_weight, bce_weight;
+  std::optional<int64_t> ignore_index;
+  DiceParams dice;
+  bool from_logits;
+  bool soft_target;  // the intersection is sum min(p, t)
+  std::vector<double> pos_weight, class_weights;
+};
+
+// One block of both inputs in L1.
+template <typename Activation, typename T>
+struct InputBlock {
+  alignas(32) T buffer[kBlock];
+  TargetBlock<T> target;
+  const T* input;
+
+  void load(const Planes& inputs, const Planes& targets, const DiceBceParams& p, int64_t n, int64_t c, int64_t begin,
+            int64_t count) {
+    load_target_block(targets, n, c, begin, count, p.ignore_index, target);
+    constexpr T neutral = static_cast<T>(Activation::kNeutral);
+    input = load_block(inputs, n, c, begin, count, neutral, p.ignore_index.has_value(), buffer);
+    if (p.ignore_index) {
+      replace_ignored(target.valid, count, neutral, buffer);
+    }
+  }
+};
+
+enum BadInput : int { kNone = 0, kWrongLabel = 1, kNotAProbability = 2 };
+
+// Sums of every chunk, then of every plane in the order of its chunks. statistics: [N, C, 5].
+template <typename Activation, bool kSoftTarget, typename T>
+int collect(const DiceBceParams& p, const Planes& inputs, const Planes& targets, double* statistics) {
+  const int64_t chunks = (p.pixels + kChunk - 1) / kChunk;
+  std::vector<std::array<double, kStatistics>> partial(p.batch * p.channels * chunks);
+  std::atomic<int> bad{kNone};
+  for_each_chunk(p.batch, p.channels, p.pixels, [&](int64_t item, int64_t n, int64_t c, int64_t begin, int64_t end) {
+    InputBlock<Activation, T> block;
+    std::array<double, kStatistics> sums{};
+    int seen = kNone;
+    for (int64_t i = begin; i < end; i += kBlock) {
+      const int64_t count = std::min(kBlock, end - i);
+      block.load(inputs, targets, p, n, c, i, count);
+      seen |= block.target.wrong_label ? kWrongLabel : kNone;
+      if (!p.from_logits && outside_unit_interval(block.input, count)) {
+        seen |= kNotAProbability;
+      }
+      block_sums<Activation, kSoftTarget>(block.input, block.target.value, padded(count),
+                                          static_cast<T>(p.pos_weight[c]), sums.data());
+      sums[4] += static_cast<double>(block.target.valid_count);
+    }
+    partial[item] = sums;
+    if (seen != kNone) {
+      bad.fetch_or(seen, std::memory_order_relaxed);
+    }
+  });
+  std::fill(statistics, statistics + p.batch * p.channels * kStatistics, 0.0);
+  for (int64_t n = 0; n < p.batch; ++n) {
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      for (int64_t c = 0; c < p.channels; ++c) {
+        for (int64_t k = 0; k < kStatistics; ++k) {
+          statistics[(n * p.channels + c) * kStatistics + k] += partial[(n * chunks + chunk) * p.channels + c][k];
+        }
+      }
+    }
+  }
+  return bad.load();
+}
+
+// dice_weight * Dice of each plane's group as it enters the map, and the loss of each pixel.
+template <typename Activation, typename T>
+void write_losses(const DiceBceParams& p, const Planes& inputs, const Planes& targets,
+                  const std::vector<DiceGroup>& groups, const Planes& outputs) {
+  for_each_chunk(p.batch, p.channels, p.pixels, [&](int64_t, int64_t n, int64_t c, int64_t begin, int64_t end) {
+    InputBlock<Activation, T> block;
+    alignas(32) T output[kBlock];
+    const DiceGroup& group = groups[n * p.channels + c];
+    const double dice = p.dice_weight == 0 ? 0.0 : p.dice_weight * group.weight * group.loss;
+    for (int64_t i = begin; i < end; i += kBlock) {
+      const int64_t count = std::min(kBlock, end - i);
+      block.load(inputs, targets, p, n, c, i, count);
+      block_loss<Activation>(block.input, block.target.value, padded(count), static_cast<T>(p.pos_weight[c]),
+                             static_cast<T>(p.bce_weight * p.class_weights[c]), static_cast<T>(dice), output);
+      if (p.ignore_index) {
+        replace_ignored(block.target.valid, count, T{0}, output);
+      }
+      store_block(output, outputs, n, c, i, count);
+    }
+  });
+}
+
+template <typename Activation, bool kSoftTarget, typename T>
+void write_gradient(const DiceBceParams& p, const Planes& inputs, const Planes& targets, const Planes* scales,
+                    const std::vector<Slopes<T>>& slopes, const Planes& outputs) {
+  for_each_chunk(p.batch, p.channels, p.pixels, [&](int64_t, int64_t n, int64_t c, int64_t begin, int64_t end) {
+    InputBlock<Activation, T> block;
+    alignas(32) T scale_buffer[kBlock];
+    alignas(32) T output[kBlock];
+    // Straight into the tensor when its memory can take whole vectors.
+    const bool direct = outputs.dtype == inputs.dtype && outputs.step() == 1 && !p.ignore_index &&
+                        (outputs.dtype == ScalarType::Float || outputs.dtype == ScalarType::Double);
+    T* const plane = direct ? static_cast<T*>(const_cast<void*>(outputs.data)) + outputs.start(n, c) : nullptr;
+    for (int64_t i = begin; i < end; i += kBlock) {
+      const int64_t count = std::min(kBlock, end - i);
+      block.load(inputs, targets, p, n, c, i, count);
+      const T* scale = scales ? load_block(*scales, n, c, i, count, T{0}, false, scale_buffer) : nullptr;
+      T* const to = direct && count % kBlockLanes == 0 ? plane + i : output;
+      block_gradient<Activation, kSoftTarget>(block.input, block.target.value, scale, padded(count),
+                                              static_cast<T>(p.pos_weight[c]), slopes[n * p.channels + c], to);
+      if (p.ignore_index) {
+        replace_ignored(block.target.valid, count, T{0}, output);
+      }
+      if (to == output) {
+        store_block(output, outputs, n, c, i, count);
+      }
+    }
+  });
+}
+
+// Sum of a map's valid pixels in every plane: what the Dice term's gradient is scaled with in reduction 'none'.
+template <typename T>
+std::vector<double> sum_planes(const DiceBceParams& p, const Planes& values, const Planes& targets) {
+  const int64_t chunks = (p.pixels + kChunk - 1) / kChunk;
+  std::vector<double> partial(p.batch * p.channels * chunks);
+  for_each_chunk(p.batch, p.channels, p.pixels, [&](int64_t item, int64_t n, int64_t c, int64_t begin, int64_t end) {
+    T buffer[kBlock];
+    TargetBlock<T> target;
+    double sum = 0;
+    for (int64_t i = begin; i < end; i += kBlock) {
+      const int64_t count = std::min(kBlock, end - i);
+      load_block(values, n, c, i, count, T{0}, true, buffer);
+      if (p.ignore_index) {
+        load_target_block(targets, n, c, i, count, p.ignore_index, target);
+        replace_ignored(target.valid, count, T{0}, buffer);
+      }
+      for (int64_t k = 0; k < count; ++k) {
+        sum += static_cast<double>(buffer[k]);
+      }
+    }
+    partial[item] = sum;
+  });
+  std::vector<double> sums(p.batch * p.channels);
+  for (size_t item = 0; item < partial.size(); ++item) {
+    const int64_t n = static_cast<int64_t>(item) / (p.channels * chunks);
+    sums[n * p.channels + static_cast<int64_t>(item) % p.channels] += partial[item];
+  }
+  return sums;
+}
+
+std::vector<DiceSums> dice_sums(const DiceBceParams& p, const double* statistics) {
+  std::vector<DiceSums> sums(p.batch * p.channels);
+  for (size_t i = 0; i < sums.size(); ++i) {
+    const double* s = statistics + i * kStatistics;
+    sums[i] = {s[0], s[1] + s[2], s[2], s[4]};
+  }
+  return sums;
+}
+
+double valid_pixels(const DiceBceParams& p, const double* statistics) {
+  double count = 0;
+  for (int64_t i = 0; i < p.batch * p.channels; ++i) {
+    count += statistics[i * kStatistics + 4];
+  }
+  return count;
+}
+
+double reduced_loss(const DiceBceParams& p, const double* statistics, const std::vector<DiceGroup>& groups) {
+  const double count = valid_pixels(p, statistics);
+  if (count == 0) {
+    return 0;
+  }
+  double loss = 0;
+  // A term without weight is left out, so that it cannot make NaN of 0 * inf.
+  if (p.bce_weight != 0) {
+    for (int64_t i = 0; i < p.batch * p.channels; ++i) {
+      loss += p.class_weights[i % p.channels] * statistics[i * kStatistics + 3];
+    }
+    loss *= p.bce_weight / (p.dice.reduction == Reduction::kMean ? count : 1.0);
+  }
+  if (p.dice_weight != 0) {
+    loss += p.dice_weight * dice_total(p.dice, groups, p.batch, p.channels);
+  }
+  return loss;
+}
+
+// Coefficients of every plane, where `upstream[i]` is the gradient that reaches plane i's group (summed in 'none').
+template <typename T>
+std::vector<Slopes<T>> plane_slopes(const DiceBceParams& p, const double* statistics,
+                                    const std::vector<DiceGroup>& groups, const std::vector<double>& upstream,
+                                    double bce_upstream) {
+  const double count = p.dice.reduction == Reduction::kMean ? valid_pixels(p, statistics) : 1.0;
+  std::vector<Slopes<T>> slopes(p.batch * p.channels);
+  for (int64_t i = 0; i < p.batch * p.channels; ++i) {
+    const double bce = p.bce_weight == 0 || count == 0 ? 0.0 : bce_upstream * p.bce_weight / count;
+    const double dice = p.dice_weight == 0 ? 0.0 : upstream[i] * p.dice_weight * groups[i].weight;
+    slopes[i] = {static_cast<T>(bce * p.class_weights[i % p.channels]),
+                 static_cast<T>(dice == 0 ? 0.0 : dice * groups[i].d_intersection),
+                 static_cast<T>(dice == 0 ? 0.0 : dice * groups[i].d_cardinality)};
+  }
+  return slopes;
+}
+
+Planes planes_of(const Tensor& tensor, int64_t channels, int64_t pixels, bool channels_last) {
+  return {tensor.const_data_ptr(), tensor.scalar_type(), channels, pixels, channels_last};
+}
+
+// float for the half types, double for double: instantiates f<Activation, kSoftTarget, T>.
+template <typename F>
+void dispatch_kernel(const DiceBceParams& p, ScalarType dtype, const F& f) {
+  const auto with_type = [&]<typename T>() {
+    const auto with_activation = [&]<typename Activation>() {
+      if (p.soft_target) {
+        f.template operator()<Activation, true, T>();
+      } else {
+        f.template operator()<Activation, false, T>();
+      }
+    };
+    if (p.from_logits) {
+      with_activation.template operator()<FromLogits>();
+    } else {
+      with_activation.template operator()<FromProbabilities>();
+    }
+  };
+  if (dtype == ScalarType::Double) {
+    with_type.template operator()<double>();
+  } else {
+    with_type.template operator()<float>();
+  }
+}
+
+bool is_floating(ScalarType dtype) {
+  return dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
+         dtype == ScalarType::BFloat16;
+}
+
+DiceBceParams make_params(const Tensor& input, const Tensor& target, const std::optional<Tensor>& pos_weight,
+                          const std::optional<Tensor>& class_weights, double dice_weight, double bce_weight,
+                          double smooth, std::optional<int64_t> ignore_index, int64_t reduction, int64_t style,
+                          bool batch_dice, bool include_background, bool log_loss, bool from_logits) {
+  check_dim(input, 4, kOp, "input");
+  check_same_shape(input, target, kOp, "input", "target");
+  STD_TORCH_CHECK(is_floating(input.scalar_type()), kOp,
+                  ": expected input of float32, float64, float16 or bfloat16, got ", input.scalar_type());
+  const ScalarType labels = target.scalar_type();
+  STD_TORCH_CHECK(is_floating(labels) || labels == ScalarType::Byte || labels == ScalarType::Bool ||
+                      labels == ScalarType::Int || labels == ScalarType::Long,
+                  kOp, ": expected target of uint8, bool, int32, int64 or a floating type, got ", labels);
+  STD_TORCH_CHECK(reduction >= 0 && reduction <= 2, kOp, ": expected reduction 0, 1 or 2, got ", reduction);
+  STD_TORCH_CHECK(style >= 0 && style <= 2, kOp, ": expected style 0, 1 or 2, got ", style);
+  const int64_t channels = input.size(1);
+  return {input.size(0),
+          channels,
+          input.size(2) * input.size(3),
+          dice_weight,
+          bce_weight,
+          ignore_index,
+          {static_cast<DiceStyle>(style), static_cast<Reduction>(reduction), batch_dice, include_background, log_loss,
+           smooth},
+          from_logits,
+          is_floating(labels) && static_cast<DiceStyle>(style) == DiceStyle::kSmp,
+          channel_weights(pos_weight, channels, kOp, "pos_weight"),
+          channel_weights(class_weights, channels, kOp, "class_weights")};
+}
+
+std::tuple<Tensor, Tensor> dice_bce_loss_cpu(const Tensor& input,   // [N, C, H, W]
+                                             const Tensor& target,  // [N, C, H, W]
+                                             std::optional<Tensor> pos_weight, std::optional<Tensor> class_weights,
+                                             double dice_weight, double bce_weight, double smooth,
+                                             std::optional<int64_t> ignore_index, int64_t reduction, int64_t style,
+                                             bool batch_dice, bool include_background, bool log_loss,
+                                             bool from_logits) {
+  const DiceBceParams p =
+      make_params(input, target, pos_weight, class_weights, dice_weight, bce_weight, smooth, ignore_index, reduction,
+                  style, batch_dice, include_background, log_loss, from_logits);
+  const bool channels_last = is_channels_last(input);
+  const bool target_last = is_channels_last(target);
+  const Tensor logits = to_dense(input, channels_last);
+  const Tensor labels = to_dense(target, target_last);
+  const Planes inputs = planes_of(logits, p.channels, p.pixels, channels_last);
+  const Planes targets = planes_of(labels, p.channels, p.pixels, target_last);
+  const ScalarType loss_dtype = input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+
+  const int64_t statistics_size[] = {p.batch, p.channels, kStatistics};
+  Tensor statistics = torch::stable::empty({statistics_size, 3}, ScalarType::Double, std::nullopt, input.device());
+  double* sums = static_cast<double*>(statistics.mutable_data_ptr());
+  int bad = kNone;
+  dispatch_kernel(p, input.scalar_type(), [&]<typename Activation, bool kSoftTarget, typename T>() {
+    bad = collect<Activation, kSoftTarget, T>(p, inputs, targets, sums);
+  });
+  STD_TORCH_CHECK(!(bad & kWrongLabel), kOp, ": expected labels 0 and 1 in target",
+                  ignore_index ? " (or ignore_index)" : "", ", found another");
+  STD_TORCH_CHECK(!(bad & kNotAProbability), kOp, ": expected probabilities in [0, 1] in input (from_logits=False)");
+
+  const std::vector<DiceGroup> groups = dice_groups(p.dice, dice_sums(p, sums), p.batch, p.channels, p.class_weights);
+  if (p.dice.reduction != Reduction::kNone) {
+    Tensor loss = torch::stable::empty({}, loss_dtype, std::nullopt, input.device());
+    const double value = reduced_loss(p, sums, groups);
+    if (loss_dtype == ScalarType::Double) {
+      *static_cast<double*>(loss.mutable_data_ptr()) = value;
+    } else {
+      *static_cast<float*>(loss.mutable_data_ptr()) = static_cast<float>(value);
+    }
+    return {loss, statistics};
+  }
+  Tensor loss =
+      empty_nchw(p.batch, p.channels, input.size(2), input.size(3), loss_dtype, input, channels_last);  // [N, C, H, W]
+  dispatch_kernel(p, input.scalar_type(), [&]<typename Activation, bool, typename T>() {
+    write_losses<Activation, T>(p, inputs, targets, groups, planes_of(loss, p.channels, p.pixels, channels_last));
+  });
+  return {loss, statistics};
+}
+
+Tensor dice_bce_loss_backward_cpu(const Tensor& grad_output,  // [] or, reduction 'none', [N, C, H, W]
+                                  const Tensor& input,        // [N, C, H, W]
+                                  const Tensor& target,       // [N, C, H, W]
+                                  const Tensor& statistics,   // [N, C, 5]
+                                  std::optional<Tensor> pos_weight, std::optional<Tensor> class_weights,
+                                  double dice_weight, double bce_weight, double smooth,
+                                  std::optional<int64_t> ignore_index, int64_t reduction, int64_t style,
+                                  bool batch_dice, bool include_background, bool log_loss, bool from_logits) {
+  const DiceBceParams p =
+      make_params(input, target, pos_weight, class_weights, dice_weight, bce_weight, smooth, ignore_index, reduction,
+                  style, batch_dice, include_background, log_loss, from_logits);
+  STD_TORCH_CHECK(statistics.dim() == 3 && statistics.size(0) == p.batch && statistics.size(1) == p.channels &&
+                      statistics.size(2) == kStatistics && statistics.scalar_type() == ScalarType::Double,
+                  "dice_bce_loss_backward: expected float64 statistics of shape [N, C, 5], got ",
+                  shape_string(statistics));
+  const bool map = p.dice.reduction == Reduction::kNone;
+  if (map) {
+    check_same_shape(grad_output, input, "dice_bce_loss_backward", "grad_output", "input");
+  } else {
+    check_dim(grad_output, 0, "dice_bce_loss_backward", "grad_output");
+  }
+  const bool channels_last = is_channels_last(input);
+  const bool target_last = is_channels_last(target);
+  const Tensor logits = to_dense(input, channels_last);
+  const Tensor labels = to_dense(target, target_last);
+  const Tensor grad = to_dense(grad_output, map && channels_last);
+  const Tensor totals = torch::stable::contiguous(statistics);
+  const Planes inputs = planes_of(logits, p.channels, p.pixels, channels_last);
+  const Planes targets = planes_of(labels, p.channels, p.pixels, target_last);
+  const Planes scales = planes_of(grad, p.channels, p.pixels, channels_last);
+  Tensor grad_input = empty_nchw(p.batch, p.channels, input.size(2), input.size(3), input.scalar_type(), input,
+                                 channels_last);  // [N, C, H, W]
+  const Planes outputs = planes_of(grad_input, p.channels, p.pixels, channels_last);
+
+  const double* sums = static_cast<const double*>(totals.const_data_ptr());
+  const std::vector<DiceGroup> groups = dice_groups(p.dice, dice_sums(p, sums), p.batch, p.channels, p.class_weights);
+  dispatch_kernel(p, input.scalar_type(), [&]<typename Activation, bool kSoftTarget, typename T>() {
+    std::vector<double> upstream(p.batch * p.channels);
+    double bce_upstream = 1;
+    if (map) {
+      upstream = sum_planes<T>(p, scales, targets);
+      if (p.dice.batch_dice) {
+        for (int64_t c = 0; c < p.channels; ++c) {
+          double pooled = 0;
+          for (int64_t n = 0; n < p.batch; ++n) {
+            pooled += upstream[n * p.channels + c];
+          }
+          for (int64_t n = 0; n < p.batch; ++n) {
+            upstream[n * p.channels + c] = pooled;
+          }
+        }
+      }
+    } else {
+      dispatch_floating(grad.scalar_type(), "dice_bce_loss_backward", [&]<typename grad_t>() {
+        bce_upstream =
+            static_cast<double>(to_compute<accumulate_t<grad_t>>(*static_cast<const grad_t*>(grad.const_data_ptr())));
+      });
+      std::fill(upstream.begin(), upstream.end(), bce_upstream);
+    }
+    const std::vector<Slopes<T>> slopes = plane_slopes<T>(p, sums, groups, upstream, bce_upstream);
+    write_gradient<Activation, kSoftTarget, T>(p, inputs, targets, map ? &scales : nullptr, slopes, outputs);
+  });
+  return grad_input;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(segkernels, CPU, m) {
+  m.impl("dice_bce_loss", TORCH_BOX(&dice_bce_loss_cpu));
+  m.impl("dice_bce_loss_backward", TORCH_BOX(&dice_bce_loss_backward_cpu));
+}
+
+}  // namespace segkernels
