@@ -1,7 +1,8 @@
 """Operators as functions; every one is also a dispatcher op ``torch.ops.segkernels.<name>``."""
 
+from segkernels.ops.confusion_matrix import confusion_matrix
 from segkernels.ops.conv_transpose2d import conv_transpose2d
 from segkernels.ops.dice_bce_loss import dice_bce_loss
 from segkernels.ops.max_unpool2d import max_unpool2d
 
-__all__ = ["conv_transpose2d", "dice_bce_loss", "max_unpool2d"]
+__all__ = ["confusion_matrix", "conv_transpose2d", "dice_bce_loss", "max_unpool2d"]
