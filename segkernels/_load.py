@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from segkernels._version import __version__
+
 _PACKAGE = Path(__file__).parent
 _LIBRARIES = {"cpu": "_ops_cpu", "cuda": "_ops_cuda"}
 
@@ -66,3 +68,21 @@ def _load_default_libraries() -> dict[str, str | None]:
 #: Tier name -> why its library is not loaded (None when it is).
 library_reasons: dict[str, str | None] = _load_default_libraries()
 helpers, helpers_reason = load_helpers()
+
+
+def build_info() -> dict[str, Any]:
+    """How the installed native libraries were built.
+
+    Returns:
+        dict: ``version`` of segkernels; ``libraries``: library -> None, or why it is not loaded; and, from the compiled helpers
+        where those are there, ``compiler``, ``flags``, ``torch_floor`` (the oldest torch this build loads in),
+        ``torch_build``, ``nvcc``, ``cuda_archs`` and ``simd_level`` (the instruction set that the CPU kernels use here).
+    """
+    info: dict[str, Any] = {
+        "version": __version__,
+        "libraries": {_LIBRARIES[tier]: reason for tier, reason in library_reasons.items()} | {"_C": helpers_reason},
+    }
+    if helpers is not None:
+        info |= helpers.build_info()
+        info["simd_level"] = helpers.simd_level()
+    return info
