@@ -109,6 +109,34 @@ struct Phases {
     return {offset, begin, std::clamp<int64_t>(p.out_w - x, begin, kLanes)};
   }
 
+  // Calls full(i, offset) for positions first + i whose lanes all exist, and partial(i, span) for the others: the
+  // checks are made once a row of positions, since a span is only a few cycles of work.
+  template <typename Full, typename Partial>
+  SEGKERNELS_INLINE void for_spans(int64_t first, int64_t count, const Column& col, const Full& full,
+                                   const Partial& partial) const {
+    const int64_t low = col.x >= 0 ? 0 : (-col.x + p.stride_w - 1) / p.stride_w;
+    const int64_t room = p.out_w - kLanes - col.x;
+    const int64_t high = room < 0 ? 0 : room / p.stride_w + 1;  // past the last full one
+    for (int64_t i = 0; i < count;) {
+      const Position& at = table[first + i];
+      const int64_t run = std::min(count - i, positions_w() - at.t);
+      const int64_t y = at.y + col.y;
+      const bool exists = y >= 0 && y < p.out_h;
+      const int64_t begin = exists ? std::clamp<int64_t>(low - at.t, 0, run) : run;
+      const int64_t end = std::clamp<int64_t>(high - at.t, begin, run);
+      for (int64_t t = 0; t < begin; ++t) {
+        partial(i + t, span(table[first + i + t], col));
+      }
+      for (int64_t t = begin; t < end; ++t) {
+        full(i + t, at.offset + col.offset + t * p.stride_w);
+      }
+      for (int64_t t = end; t < run; ++t) {
+        partial(i + t, span(table[first + i + t], col));
+      }
+      i += run;
+    }
+  }
+
   acc_t input_at(const T* input, int64_t neighbour, const Position& at) const {
     const int64_t y = at.q - neighbour / 2 % 2;
     const int64_t x = at.t - neighbour % 2;
@@ -126,6 +154,9 @@ struct Phases {
       for (int64_t k = 0; k < depth; ++k) {
         acc_t* at = to + k * kCols + c;
         const T* from = weight + (first < columns() ? weight_offset(k0 + k, col) : 0);
+        // The taps of one k lie a plane apart, too far for the hardware to foresee the next row's: 18.4 -> 17.4 ms
+        // (FCN-32s).
+        __builtin_prefetch(from + p.kernel_w);
         for (int64_t lane = 0; lane < kLanes; ++lane) {
           at[lane] = first < columns() ? static_cast<acc_t>(from[lane]) : acc_t(0);
         }
@@ -138,9 +169,20 @@ struct Phases {
     for (int64_t c = 0; c < kCols; c += kLanes) {
       const int64_t first = panel * kCols + c;
       const Column col = column(first);
-      for (int64_t k = 0; k < depth; ++k) {
-        load_span(grad, first < columns() ? span(table[k0 + k], col) : Span{0, 0, 0}, to + k * kCols + c);
+      if (first >= columns()) {
+        for (int64_t k = 0; k < depth; ++k) {
+          std::fill_n(to + k * kCols + c, kLanes, acc_t(0));
+        }
+        continue;
       }
+      for_spans(
+          k0, depth, col,
+          [&](int64_t k, int64_t offset) SEGKERNELS_INLINE_LAMBDA {
+            for (int64_t lane = 0; lane < kLanes; ++lane) {
+              to[k * kCols + c + lane] = static_cast<acc_t>(grad[offset + lane]);
+            }
+          },
+          [&](int64_t k, const Span& s) SEGKERNELS_INLINE_LAMBDA { load_span(grad, s, to + k * kCols + c); });
     }
   }
 
@@ -161,19 +203,20 @@ struct Phases {
     for (int64_t c = 0; c < kCols && panel * kCols + c < columns(); c += kLanes) {
       const Column col = column(panel * kCols + c);
       const acc_t add = bias ? static_cast<acc_t>(bias[col.channel]) : acc_t(0);
-      for (int64_t i = 0; i < count; ++i) {
-        const acc_t* row = tiles + (i / kRows) * G::kTile + (i % kRows) * kCols + c;
-        const Span s = span(table[first_position + i], col);
-        if (s.begin == 0 && s.end == kLanes) {
-          for (int64_t lane = 0; lane < kLanes; ++lane) {
-            output[s.offset + lane] = static_cast<T>(row[lane] + add);
-          }
-        } else {
-          for (int64_t lane = s.begin; lane < s.end; ++lane) {
-            output[s.offset + lane] = static_cast<T>(row[lane] + add);
-          }
-        }
-      }
+      // Rows of a tile and tiles follow each other at the same distance.
+      const acc_t* rows = tiles + c;
+      for_spans(
+          first_position, count, col,
+          [&](int64_t i, int64_t offset) SEGKERNELS_INLINE_LAMBDA {
+            for (int64_t lane = 0; lane < kLanes; ++lane) {
+              output[offset + lane] = static_cast<T>(rows[i * kCols + lane] + add);
+            }
+          },
+          [&](int64_t i, const Span& s) SEGKERNELS_INLINE_LAMBDA {
+            for (int64_t lane = s.begin; lane < s.end; ++lane) {
+              output[s.offset + lane] = static_cast<T>(rows[i * kCols + lane] + add);
+            }
+          });
     }
   }
 
