@@ -12,7 +12,6 @@ from op_test import OpTest, available_tiers
 
 from segkernels._register import load_emulated
 
-
 #: Why the emulated library was not built, for the test that says so.
 EMULATION_FAILURE = pytest.StashKey[str | None]()
 
