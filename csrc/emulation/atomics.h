@@ -1,4 +1,5 @@
-// Atomics: fibers do not run at the same time, so plain arithmetic is atomic. Before each one other threads may go first.
+// Atomics: fibers do not run at the same time, so plain arithmetic is atomic. Before each one other threads may go
+// first.
 #pragma once
 
 #include <type_traits>
@@ -30,12 +31,11 @@ T wrapping_add(T a, T b) {
 
 }  // namespace segkernels::emulation
 
-#define SEGKERNELS_ATOMIC(name, expression)                                                                 \
-  template <typename T>                                                                                     \
-  T name(T* address, std::type_identity_t<T> value,                                                         \
-         segkernels::emulation::Site where = segkernels::emulation::Site::current()) {                      \
-    return segkernels::emulation::atomic_update(                                                            \
-        address, [&](T old) -> T { return expression; }, where);                                            \
+#define SEGKERNELS_ATOMIC(name, expression)                                                              \
+  template <typename T>                                                                                  \
+  T name(T* address, std::type_identity_t<T> value,                                                      \
+         segkernels::emulation::Site where = segkernels::emulation::Site::current()) {                   \
+    return segkernels::emulation::atomic_update(address, [&](T old) -> T { return expression; }, where); \
   }
 
 SEGKERNELS_ATOMIC(atomicAdd, segkernels::emulation::wrapping_add<T>(old, value))
@@ -43,7 +43,7 @@ SEGKERNELS_ATOMIC(atomicSub, segkernels::emulation::wrapping_add<T>(old, T(0) - 
 SEGKERNELS_ATOMIC(atomicExch, (static_cast<void>(old), value))
 SEGKERNELS_ATOMIC(atomicMin, value < old ? value : old)
 SEGKERNELS_ATOMIC(atomicMax, old < value ? value : old)
-SEGKERNELS_ATOMIC(atomicAnd, old & value)
+SEGKERNELS_ATOMIC(atomicAnd, old& value)
 SEGKERNELS_ATOMIC(atomicOr, old | value)
 SEGKERNELS_ATOMIC(atomicXor, old ^ value)
 SEGKERNELS_ATOMIC(atomicInc, old >= value ? T(0) : old + 1)
@@ -53,6 +53,5 @@ SEGKERNELS_ATOMIC(atomicDec, old == 0 || old > value ? value : old - 1)
 template <typename T>
 T atomicCAS(T* address, std::type_identity_t<T> compare, std::type_identity_t<T> value,
             segkernels::emulation::Site where = segkernels::emulation::Site::current()) {
-  return segkernels::emulation::atomic_update(
-      address, [&](T old) -> T { return old == compare ? value : old; }, where);
+  return segkernels::emulation::atomic_update(address, [&](T old) -> T { return old == compare ? value : old; }, where);
 }

@@ -11,8 +11,8 @@
 #define __launch_bounds__(...)
 #define __forceinline__ inline __attribute__((always_inline))
 #define __align__(bytes) __attribute__((aligned(bytes)))
-// One copy per block, and blocks run one after the other. Thread-local variables lie together in a segment of their own,
-// which is refilled with 0xFF; AddressSanitizer puts redzones around plain statics only.
+// One copy per block, and blocks run one after the other. Thread-local variables lie together in a segment of their
+// own, which is refilled with 0xFF; AddressSanitizer puts redzones around plain statics only.
 #if defined(__SANITIZE_ADDRESS__)
 #define __shared__ static
 #else

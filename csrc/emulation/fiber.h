@@ -1,5 +1,6 @@
-// Stackful coroutines: what a thread of a block runs on. A switch is a dozen instructions on x86-64 (ucontext, which makes
-// a system call per switch, elsewhere or with SEGKERNELS_EMULATION_UCONTEXT) and tells AddressSanitizer of the new stack.
+// Stackful coroutines: what a thread of a block runs on. A switch is a dozen instructions on x86-64 (ucontext, which
+// makes a system call per switch, elsewhere or with SEGKERNELS_EMULATION_UCONTEXT) and tells AddressSanitizer of the
+// new stack.
 #pragma once
 
 #include <sys/mman.h>
@@ -101,8 +102,8 @@ class Fiber {
 #endif
   }
 
-  // The first thing `main` calls. The stack it came from belongs to the operating system's thread on the first switch, and
-  // only the sanitizer knows its bounds.
+  // The first thing `main` calls. The stack it came from belongs to the operating system's thread on the first switch,
+  // and only the sanitizer knows its bounds.
   static void entered() {
 #if defined(__SANITIZE_ADDRESS__)
     const void* bottom = nullptr;

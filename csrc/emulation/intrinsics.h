@@ -25,9 +25,13 @@ inline void __stcs(T* pointer, T value) {
   *pointer = value;
 }
 
-#define SEGKERNELS_MIN_MAX(type)                       \
-  constexpr type min(type a, type b) { return b < a ? b : a; } \
-  constexpr type max(type a, type b) { return a < b ? b : a; }
+#define SEGKERNELS_MIN_MAX(type)       \
+  constexpr type min(type a, type b) { \
+    return b < a ? b : a;              \
+  }                                    \
+  constexpr type max(type a, type b) { \
+    return a < b ? b : a;              \
+  }
 
 SEGKERNELS_MIN_MAX(int)
 SEGKERNELS_MIN_MAX(unsigned int)

@@ -67,8 +67,8 @@ bool same_place(const Site& a, const Site& b) {
   return a.line() == b.line() && std::strcmp(a.file_name(), b.file_name()) == 0;
 }
 
-// The library's thread-local segment: in a build without sanitizers it holds the kernels' __shared__ variables and nothing
-// else (see cuda_runtime.h).
+// The library's thread-local segment: in a build without sanitizers it holds the kernels' __shared__ variables and
+// nothing else (see cuda_runtime.h).
 struct Segment {
   char* begin = nullptr;
   size_t bytes = 0;
@@ -247,8 +247,9 @@ void Grid::check_canary() {
   const char* canary = shared_ + shared_bytes_;
   for (size_t i = 0; i < kCanaryBytes && error_.empty(); ++i) {
     if (static_cast<unsigned char>(canary[i]) != kPoison) {
-      error_ = "write past the end of " + std::to_string(shared_bytes_) + " bytes of dynamic shared memory, at offset " +
-               std::to_string(shared_bytes_ + i) + ", in block " + describe(blockIdx);
+      error_ = "write past the end of " + std::to_string(shared_bytes_) +
+               " bytes of dynamic shared memory, at offset " + std::to_string(shared_bytes_ + i) + ", in block " +
+               describe(blockIdx);
     }
   }
 #endif

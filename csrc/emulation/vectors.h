@@ -1,30 +1,30 @@
 // CUDA's vector types with their alignments, and dim3.
 #pragma once
 
-#define SEGKERNELS_VECTORS(base, scalar, align2, align4)                                                           \
-  struct base##1 {                                                                                                 \
-    scalar x;                                                                                                      \
-  };                                                                                                               \
-  struct alignas(align2) base##2 {                                                                                 \
-    scalar x, y;                                                                                                   \
-  };                                                                                                               \
-  struct base##3 {                                                                                                 \
-    scalar x, y, z;                                                                                                \
-  };                                                                                                               \
-  struct alignas(align4) base##4 {                                                                                 \
-    scalar x, y, z, w;                                                                                             \
-  };                                                                                                               \
-  constexpr base##1 make_##base##1(scalar x) {                                                                     \
-    return {x};                                                                                                    \
-  }                                                                                                                \
-  constexpr base##2 make_##base##2(scalar x, scalar y) {                                                           \
-    return {x, y};                                                                                                 \
-  }                                                                                                                \
-  constexpr base##3 make_##base##3(scalar x, scalar y, scalar z) {                                                 \
-    return {x, y, z};                                                                                              \
-  }                                                                                                                \
-  constexpr base##4 make_##base##4(scalar x, scalar y, scalar z, scalar w) {                                       \
-    return {x, y, z, w};                                                                                           \
+#define SEGKERNELS_VECTORS(base, scalar, align2, align4)                     \
+  struct base##1 {                                                           \
+    scalar x;                                                                \
+  };                                                                         \
+  struct alignas(align2) base##2 {                                           \
+    scalar x, y;                                                             \
+  };                                                                         \
+  struct base##3 {                                                           \
+    scalar x, y, z;                                                          \
+  };                                                                         \
+  struct alignas(align4) base##4 {                                           \
+    scalar x, y, z, w;                                                       \
+  };                                                                         \
+  constexpr base##1 make_##base##1(scalar x) {                               \
+    return {x};                                                              \
+  }                                                                          \
+  constexpr base##2 make_##base##2(scalar x, scalar y) {                     \
+    return {x, y};                                                           \
+  }                                                                          \
+  constexpr base##3 make_##base##3(scalar x, scalar y, scalar z) {           \
+    return {x, y, z};                                                        \
+  }                                                                          \
+  constexpr base##4 make_##base##4(scalar x, scalar y, scalar z, scalar w) { \
+    return {x, y, z, w};                                                     \
   }
 
 SEGKERNELS_VECTORS(char, signed char, 2, 4)
@@ -36,12 +36,12 @@ SEGKERNELS_VECTORS(uint, unsigned int, 8, 16)
 SEGKERNELS_VECTORS(float, float, 8, 16)
 #undef SEGKERNELS_VECTORS
 
-#define SEGKERNELS_VECTOR2(base, scalar)                          \
-  struct alignas(16) base##2 {                                    \
-    scalar x, y;                                                  \
-  };                                                              \
-  constexpr base##2 make_##base##2(scalar x, scalar y) {          \
-    return {x, y};                                                \
+#define SEGKERNELS_VECTOR2(base, scalar)                 \
+  struct alignas(16) base##2 {                           \
+    scalar x, y;                                         \
+  };                                                     \
+  constexpr base##2 make_##base##2(scalar x, scalar y) { \
+    return {x, y};                                       \
   }
 
 SEGKERNELS_VECTOR2(longlong, long long)

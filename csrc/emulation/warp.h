@@ -110,8 +110,8 @@ void resolve_match(void* const* slots, uint32_t, Site) {
   uint32_t masks[kWarpSize] = {};
   for (unsigned int i = 0; i < kWarpSize; ++i) {
     for (unsigned int j = 0; j < kWarpSize && slots[i] != nullptr; ++j) {
-      const bool equal = slots[j] != nullptr &&
-                         static_cast<Lane<T>*>(slots[i])->value == static_cast<Lane<T>*>(slots[j])->value;
+      const bool equal =
+          slots[j] != nullptr && static_cast<Lane<T>*>(slots[i])->value == static_cast<Lane<T>*>(slots[j])->value;
       masks[i] |= equal ? 1u << j : 0u;
     }
   }

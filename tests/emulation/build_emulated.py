@@ -7,6 +7,7 @@ They lie in build/emulation, outside the package, so that no wheel can hold them
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -72,7 +73,10 @@ def build(variant: str = "plain", names: tuple[str, ...] = tuple(LIBRARIES)) -> 
     ninja = shutil.which("ninja")
     if ninja is None:
         return "ninja not found"
-    run = subprocess.run([ninja, "-C", folder, *(f"{name}.so" for name in names)], capture_output=True, text=True)
+    # Not under a sanitizer that the caller may have preloaded for its own library.
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    command = [ninja, "-C", str(folder), *(f"{name}.so" for name in names)]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
     if run.returncode != 0:
         # A half-built state must not be mistaken for the sources'.
         for name in names:
