@@ -137,6 +137,7 @@ struct TargetBlock {
   int32_t valid[kBlock];
   const T* value = buffer;
   int64_t valid_count = 0;
+  bool masked = false;
   bool wrong_label = false;
 };
 
@@ -159,48 +160,60 @@ struct IgnoreLabel {
   }
 };
 
+template <typename T>
+SEGKERNELS_CLONES void replace_ignored(const int32_t* valid, int64_t count, T with, T* values) {
+  for (int64_t i = 0; i < count; ++i) {
+    values[i] = valid[i] ? values[i] : with;
+  }
+}
+
 // Labels other than 0, 1 and the ignored one are reported; floating targets are soft and may hold any value.
 template <typename T, typename target_t>
 SEGKERNELS_CLONES void load_target(const target_t* from, int64_t step, int64_t count, IgnoreLabel<target_t> ignore,
                                    TargetBlock<T>& block) {
   using label_t = std::conditional_t<std::is_integral_v<target_t>, target_t, T>;
-  label_t staged[kBlock];  // one gather for strided targets, and loops over it that vectorise
-  for (int64_t i = 0; i < count; ++i) {
-    if constexpr (std::is_integral_v<target_t>) {
-      staged[i] = from[i * step];
-    } else {
-      staged[i] = to_compute<T>(from[i * step]);
-    }
+  // Strided and half-precision labels are brought together first, so that the loops below vectorise.
+  label_t staged[kBlock];
+  const label_t* labels = staged;
+  if constexpr (std::is_same_v<target_t, label_t>) {
+    labels = step == 1 ? from : staged;
   }
+  if (labels == staged) {
+    load_values(from, step, count, staged);
+  }
+  block.masked = ignore.active;
   block.valid_count = count;
+  int32_t valid_count = 0;
+  target_t wrong{};
   if (ignore.active) {
-    label_t ignored;
-    if constexpr (std::is_integral_v<target_t>) {
-      ignored = ignore.label;
-    } else {
-      ignored = to_compute<T>(ignore.label);
-    }
-    int32_t valid_count = 0;
+    const label_t ignored = to_compute<label_t>(ignore.label);
     for (int64_t i = 0; i < count; ++i) {
-      block.valid[i] = staged[i] != ignored;
+      block.valid[i] = labels[i] != ignored;
     }
     for (int64_t i = 0; i < count; ++i) {
       valid_count += block.valid[i];
-      staged[i] = block.valid[i] ? staged[i] : label_t(0);
     }
     block.valid_count = valid_count;
+    if constexpr (std::is_integral_v<target_t>) {
+      for (int64_t i = 0; i < count; ++i) {
+        wrong |= labels[i] == ignored ? 0 : labels[i] & ~target_t{1};
+      }
+    }
+  } else if constexpr (std::is_integral_v<target_t>) {
+    for (int64_t i = 0; i < count; ++i) {
+      wrong |= labels[i] & ~target_t{1};
+    }
   }
   if constexpr (std::is_integral_v<target_t>) {
-    target_t wrong = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      wrong |= staged[i] & ~target_t{1};
-    }
     block.wrong_label = wrong != 0;
     for (int64_t i = 0; i < count; ++i) {
-      block.buffer[i] = static_cast<T>(static_cast<int32_t>(staged[i]));
+      block.buffer[i] = static_cast<T>(static_cast<int32_t>(labels[i]));
     }
   } else {
-    std::copy(staged, staged + count, block.buffer);
+    std::copy(labels, labels + count, block.buffer);
+  }
+  if (ignore.active) {
+    replace_ignored(block.valid, count, T{0}, block.buffer);
   }
   std::fill(block.buffer + count, block.buffer + padded(count), T{0});
 }
@@ -230,6 +243,7 @@ void load_target_block(const Planes& planes, int64_t n, int64_t c, int64_t begin
     if constexpr (std::is_same_v<target_t, T>) {
       if (!ignore_index && step == 1 && count % kBlockLanes == 0) {
         block.value = from;
+        block.masked = false;
         block.valid_count = count;
         return;
       }
@@ -237,13 +251,6 @@ void load_target_block(const Planes& planes, int64_t n, int64_t c, int64_t begin
     load_target(from, step, count, IgnoreLabel<target_t>(ignore_index), block);
     block.value = block.buffer;
   });
-}
-
-template <typename T>
-SEGKERNELS_CLONES void replace_ignored(const int32_t* valid, int64_t count, T with, T* values) {
-  for (int64_t i = 0; i < count; ++i) {
-    values[i] = valid[i] ? values[i] : with;
-  }
 }
 
 // Weights of the channels, one value for all of them or one each; 1 when absent.

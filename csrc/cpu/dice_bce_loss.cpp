@@ -18,14 +18,19 @@ namespace {
 constexpr const char* kOp = "dice_bce_loss";
 constexpr int64_t kStatistics = 5;  // sums of p * t (or min(p, t)), p, t, bce, and the number of valid pixels
 
-// What one pixel contributes. `weighted` is pos_weight * t.
+// What one pixel contributes, in two steps that are two loops over a block: each is short enough for the CPU to have
+// several iterations in flight. `weighted` is pos_weight * t.
 struct FromLogits {
   static constexpr float kNeutral = -1e30f;
 
+  template <typename V>
+  static SEGKERNELS_INLINE V prepare(V x) {
+    return exp_nonpositive(negative_abs(x));
+  }
+
   // Stable for any logit: softplus(x) = max(x, 0) + log(1 + exp(-|x|)).
   template <typename V>
-  static SEGKERNELS_INLINE void loss(V x, V t, V weighted, V& p, V& bce) {
-    const V e = exp_nonpositive(-abs(x));
+  static SEGKERNELS_INLINE void loss(V x, V e, V t, V weighted, V& p, V& bce) {
     const V r = 1 / (1 + e);
     const V rest = 1 - t;
     p = x < V{} ? e * r : r;
@@ -34,8 +39,7 @@ struct FromLogits {
 
   // p, dp/dx and dbce/dx; 1 - p is computed without cancellation.
   template <typename V>
-  static SEGKERNELS_INLINE void slopes(V x, V t, V weighted, V& p, V& dp, V& dbce) {
-    const V e = exp_nonpositive(-abs(x));
+  static SEGKERNELS_INLINE void slopes(V x, V e, V t, V weighted, V& p, V& dp, V& dbce) {
     const V r = 1 / (1 + e);
     const V er = e * r;
     p = x < V{} ? er : r;
@@ -56,30 +60,46 @@ struct FromProbabilities {
     return value < -100 ? V{} - 100 : value;
   }
 
+  // 1 - p
   template <typename V>
-  static SEGKERNELS_INLINE void loss(V x, V t, V weighted, V& p, V& bce) {
-    p = x;
-    bce = (t - 1) * limited_log(1 - x) - weighted * limited_log(x);
+  static SEGKERNELS_INLINE V prepare(V x) {
+    return 1 - x;
   }
 
   template <typename V>
-  static SEGKERNELS_INLINE void slopes(V x, V t, V weighted, V& p, V& dp, V& dbce) {
+  static SEGKERNELS_INLINE void loss(V x, V q, V t, V weighted, V& p, V& bce) {
+    p = x;
+    bce = (t - 1) * limited_log(q) - weighted * limited_log(x);
+  }
+
+  template <typename V>
+  static SEGKERNELS_INLINE void slopes(V x, V q, V t, V weighted, V& p, V& dp, V& dbce) {
     p = x;
     dp = V{} + 1;
-    const V spread = x * (1 - x);
-    dbce = ((1 - t) * x - weighted * (1 - x)) / (spread < 1e-12f ? V{} + 1e-12f : spread);
+    const V spread = x * q;
+    dbce = ((1 - t) * x - weighted * q) / (spread < 1e-12f ? V{} + 1e-12f : spread);
   }
 };
+
+template <typename Activation, typename T>
+SEGKERNELS_INLINE void prepare_block(const T* input, int64_t count, T* prepared) {
+  using V = typename Lanes<T>::vector;
+  for (int64_t i = 0; i < count; i += Lanes<T>::count) {
+    store_vector(prepared + i, Activation::prepare(load_vector<V>(input + i)));
+  }
+}
 
 // Adds the sums of one block (a padded number of pixels) to `sums`; lanes are float, blocks are added up in double.
 template <typename Activation, bool kSoftTarget, typename T>
 SEGKERNELS_CLONES void block_sums(const T* input, const T* target, int64_t count, T pos_weight, double* sums) {
   using V = typename Lanes<T>::vector;
+  alignas(32) T prepared[kBlock];
+  prepare_block<Activation>(input, count, prepared);
   V intersection{}, probability{}, positive{}, loss{};
   for (int64_t i = 0; i < count; i += Lanes<T>::count) {
     const V t = load_vector<V>(target + i);
     V p, bce;
-    Activation::loss(load_vector<V>(input + i), t, t * pos_weight, p, bce);
+    Activation::loss(load_vector<V>(input + i), load_vector<V>(prepared + i), t, t * pos_weight, p, bce);
     if constexpr (kSoftTarget) {
       intersection += p < t ? p : t;
     } else {
@@ -99,10 +119,12 @@ template <typename Activation, typename T>
 SEGKERNELS_CLONES void block_loss(const T* input, const T* target, int64_t count, T pos_weight, T bce_scale, T dice,
                                   T* output) {
   using V = typename Lanes<T>::vector;
+  alignas(32) T prepared[kBlock];
+  prepare_block<Activation>(input, count, prepared);
   for (int64_t i = 0; i < count; i += Lanes<T>::count) {
     const V t = load_vector<V>(target + i);
     V p, bce;
-    Activation::loss(load_vector<V>(input + i), t, t * pos_weight, p, bce);
+    Activation::loss(load_vector<V>(input + i), load_vector<V>(prepared + i), t, t * pos_weight, p, bce);
     store_vector(output + i, bce * bce_scale + dice);
   }
 }
@@ -118,18 +140,26 @@ template <typename Activation, bool kSoftTarget, typename T>
 SEGKERNELS_CLONES void block_gradient(const T* input, const T* target, const T* scale, int64_t count, T pos_weight,
                                       Slopes<T> slopes, T* output) {
   using V = typename Lanes<T>::vector;
-  for (int64_t i = 0; i < count; i += Lanes<T>::count) {
+  alignas(32) T prepared[kBlock];
+  prepare_block<Activation>(input, count, prepared);
+  const auto pixels = [&](int64_t i, V scaled) SEGKERNELS_INLINE_LAMBDA {
     const V t = load_vector<V>(target + i);
     V p, dp, dbce;
-    Activation::slopes(load_vector<V>(input + i), t, t * pos_weight, p, dp, dbce);
+    Activation::slopes(load_vector<V>(input + i), load_vector<V>(prepared + i), t, t * pos_weight, p, dp, dbce);
     V inside = t;
     if constexpr (kSoftTarget) {
       inside = p < t ? V{} + 1 : (p > t ? V{} : V{} + T(0.5));
     }
-    if (scale != nullptr) {
-      dbce *= load_vector<V>(scale + i);
+    store_vector(output + i, dbce * scaled + dp * (inside * slopes.intersection + slopes.cardinality));
+  };
+  if (scale == nullptr) {
+    for (int64_t i = 0; i < count; i += Lanes<T>::count) {
+      pixels(i, V{} + slopes.bce);
     }
-    store_vector(output + i, dbce * slopes.bce + dp * (inside * slopes.intersection + slopes.cardinality));
+  } else {
+    for (int64_t i = 0; i < count; i += Lanes<T>::count) {
+      pixels(i, load_vector<V>(scale + i) * slopes.bce);
+    }
   }
 }
 
@@ -164,7 +194,7 @@ struct InputBlock {
     load_target_block(targets, n, c, begin, count, p.ignore_index, target);
     constexpr T neutral = static_cast<T>(Activation::kNeutral);
     input = load_block(inputs, n, c, begin, count, neutral, p.ignore_index.has_value(), buffer);
-    if (p.ignore_index) {
+    if (target.masked) {
       replace_ignored(target.valid, count, neutral, buffer);
     }
   }
@@ -225,7 +255,7 @@ void write_losses(const DiceBceParams& p, const Planes& inputs, const Planes& ta
       block.load(inputs, targets, p, n, c, i, count);
       block_loss<Activation>(block.input, block.target.value, padded(count), static_cast<T>(p.pos_weight[c]),
                              static_cast<T>(p.bce_weight * p.class_weights[c]), static_cast<T>(dice), output);
-      if (p.ignore_index) {
+      if (block.target.masked) {
         replace_ignored(block.target.valid, count, T{0}, output);
       }
       store_block(output, outputs, n, c, i, count);
@@ -251,7 +281,7 @@ void write_gradient(const DiceBceParams& p, const Planes& inputs, const Planes& 
       T* const to = direct && count % kBlockLanes == 0 ? plane + i : output;
       block_gradient<Activation, kSoftTarget>(block.input, block.target.value, scale, padded(count),
                                               static_cast<T>(p.pos_weight[c]), slopes[n * p.channels + c], to);
-      if (p.ignore_index) {
+      if (block.target.masked) {
         replace_ignored(block.target.valid, count, T{0}, output);
       }
       if (to == output) {
@@ -275,7 +305,9 @@ std::vector<double> sum_planes(const DiceBceParams& p, const Planes& values, con
       load_block(values, n, c, i, count, T{0}, true, buffer);
       if (p.ignore_index) {
         load_target_block(targets, n, c, i, count, p.ignore_index, target);
-        replace_ignored(target.valid, count, T{0}, buffer);
+        if (target.masked) {
+          replace_ignored(target.valid, count, T{0}, buffer);
+        }
       }
       for (int64_t k = 0; k < count; ++k) {
         sum += static_cast<double>(buffer[k]);
