@@ -3,8 +3,10 @@
 // classes, so that the loops need no branch: bin C holds ignored labels, bin C + 1 those outside [0, C).
 #include <torch/csrc/stable/library.h>
 
+#include <bit>
 #include <optional>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "../common/bilinear.h"
@@ -17,9 +19,15 @@
 namespace segkernels {
 namespace {
 
+static_assert(std::endian::native == std::endian::little);
+
 constexpr int64_t kBlock = 1024;  // pixels whose labels are held on the stack
-constexpr int64_t kTile = 64;     // pixels of channels_last logits that are transposed at once
-constexpr int64_t kLanes = 8;     // neighbouring output pixels that share their two source columns
+constexpr int64_t kCacheLine = 64;
+constexpr int64_t kTile = 64;  // pixels of channels_last logits that are transposed at once
+
+// Neighbouring output pixels that share their two source columns and are computed as one vector.
+template <typename acc_t>
+constexpr int64_t kLanes = 32 / sizeof(acc_t);
 
 template <typename label_t>
 struct LabelRule {
@@ -40,12 +48,37 @@ LabelRule<label_t> label_rule(int64_t classes, std::optional<int64_t> ignore_ind
 template <typename label_t>
 SEGKERNELS_CLONES void label_bins(const label_t* labels, int64_t count, LabelRule<label_t> rule, int32_t* bins) {
   using wide_t = std::conditional_t<sizeof(label_t) == 8, uint64_t, uint32_t>;
-  const wide_t classes = static_cast<wide_t>(rule.classes);
+  const uint32_t classes = static_cast<uint32_t>(rule.classes);
   const int32_t outside = rule.classes + 1;
-  for (int64_t i = 0; i < count; ++i) {
+  int64_t i = 0;
+  if constexpr (sizeof(label_t) == 8) {
+    // 64-bit comparisons and narrowing are slow before AVX-512: eight labels are parted into low and high words.
+    typedef int32_t words_t __attribute__((vector_size(32)));
+    typedef uint32_t unsigned_t __attribute__((vector_size(32)));
+    const int32_t ignored_low = static_cast<int32_t>(rule.ignored);
+    const int32_t ignored_high = static_cast<int32_t>(rule.ignored >> 32);
+    for (; i + 8 <= count; i += 8) {
+      // The next block: two tensors are read in turns, and the hardware's prefetcher starts anew at each.
+      __builtin_prefetch(labels + i + kBlock);
+      words_t a, b;
+      __builtin_memcpy(&a, labels + i, sizeof(a));
+      __builtin_memcpy(&b, labels + i + 4, sizeof(b));
+      // In the order that two-operand shuffles of 128-bit lanes give; undone at the end.
+      const words_t low = __builtin_shufflevector(a, b, 0, 2, 8, 10, 4, 6, 12, 14);
+      const words_t high = __builtin_shufflevector(a, b, 1, 3, 9, 11, 5, 7, 13, 15);
+      const words_t inside = ((unsigned_t)low < classes) & (high == 0);
+      const words_t ignored = (low == ignored_low) & (high == ignored_high);
+      words_t bin = inside ? low : words_t{} + outside;
+      bin = ignored ? words_t{} + rule.ignored_bin : bin;
+      bin = __builtin_shufflevector(bin, bin, 0, 1, 4, 5, 2, 3, 6, 7);
+      __builtin_memcpy(bins + i, &bin, sizeof(bin));
+    }
+  }
+  for (; i < count; ++i) {
     const label_t label = labels[i];
     // Negative labels become huge.
-    const int32_t bin = static_cast<wide_t>(label) < classes ? static_cast<int32_t>(label) : outside;
+    const bool inside = static_cast<wide_t>(label) < classes;
+    const int32_t bin = inside ? static_cast<int32_t>(label) : outside;
     bins[i] = label == rule.ignored ? rule.ignored_bin : bin;
   }
 }
@@ -139,6 +172,10 @@ SEGKERNELS_CLONES void argmax_planes(const scalar_t* logits, int64_t classes, in
   }
   for (int64_t c = 1; c < classes; ++c) {
     const scalar_t* plane = logits + c * step;
+    // The hardware's prefetcher starts anew in every plane.
+    for (int64_t i = 0; c + 1 < classes && i < count; i += kCacheLine / sizeof(scalar_t)) {
+      __builtin_prefetch(plane + step + i);
+    }
     for (int64_t i = 0; i < count; ++i) {
       const key_t<scalar_t> value = order::key(plane[i]);
       const bool take = order::greater(value, best[i]);
@@ -186,14 +223,14 @@ struct Columns {
 template <typename acc_t>
 Columns<acc_t> upsampled_columns(int64_t in_w, int64_t out_w) {
   Columns<acc_t> columns;
-  columns.low_weight.resize(out_w + kLanes);
-  columns.high_weight.resize(out_w + kLanes);
+  columns.low_weight.resize(out_w + kLanes<acc_t>);
+  columns.high_weight.resize(out_w + kLanes<acc_t>);
   for (int64_t x = 0; x < out_w; ++x) {
     const BilinearTap<acc_t> tap = bilinear_tap<acc_t>(x, in_w, out_w);
     columns.low_weight[x] = tap.low_weight;
     columns.high_weight[x] = tap.high_weight;
     const std::vector<ColumnRun>& runs = columns.runs;
-    if (runs.empty() || runs.back().source != tap.low || x - runs.back().begin == kLanes) {
+    if (runs.empty() || runs.back().source != tap.low || x - runs.back().begin == kLanes<acc_t>) {
       columns.runs.push_back({x, tap.low});
     }
   }
@@ -235,8 +272,8 @@ template <typename acc_t>
 SEGKERNELS_CLONES void argmax_upsampled_row(const acc_t* row, const RowLayout& layout, const Columns<acc_t>& columns,
                                             int32_t* bins) {
   using index_t = std::conditional_t<sizeof(acc_t) == 8, int64_t, int32_t>;
-  typedef acc_t values_t __attribute__((vector_size(kLanes * sizeof(acc_t))));
-  typedef index_t indices_t __attribute__((vector_size(kLanes * sizeof(acc_t))));
+  typedef acc_t values_t __attribute__((vector_size(32)));
+  typedef index_t indices_t __attribute__((vector_size(32)));
   for (const ColumnRun& run : columns.runs) {
     values_t low_weight, high_weight;
     __builtin_memcpy(&low_weight, columns.low_weight.data() + run.begin, sizeof(values_t));
@@ -253,7 +290,7 @@ SEGKERNELS_CLONES void argmax_upsampled_row(const acc_t* row, const RowLayout& l
       best = take ? value : best;
       index = take ? indices_t{} + static_cast<index_t>(c) : index;
     }
-    for (int64_t i = 0; i < kLanes; ++i) {
+    for (int64_t i = 0; i < kLanes<acc_t>; ++i) {
       bins[run.begin + i] = static_cast<int32_t>(index[i]);
     }
   }
@@ -360,7 +397,7 @@ void count_upsampled(const Tensor& logits, bool channels_last, int64_t out_h, in
   const RowLayout layout{classes, w, channels_last ? 1 : w + 1, channels_last ? classes : 1};
   const auto count_rows = [&](JointHistogram& histogram, int64_t begin, int64_t end) {
     std::vector<acc_t> low(layout.size()), high(layout.size()), row(layout.size());
-    std::vector<int32_t> rows(out_w), cols(out_w + kLanes);
+    std::vector<int32_t> rows(out_w), cols(out_w + kLanes<acc_t>);
     int64_t low_loaded = -1;
     int64_t high_loaded = -1;
     for (int64_t item = begin; item < end; ++item) {
