@@ -1,0 +1,318 @@
+// Max-pooling on the CPU. Half types are compared through an integer key of their bits, so no value is ever converted.
+//
+// A window is reduced to its maximum and the offset of it (row-major kernel position) in vector lanes: neighbouring
+// outputs of a row (NCHW) or neighbouring channels of a pixel (channels_last). The common windows keep both in
+// registers; any other window, and the border, walks over its taps and updates a run of outputs in the cache. Offsets
+// become flat indices at the end, when those are wanted.
+#include "../common/max_pool2d.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#include "../common/dispatch.h"
+#include "../common/parallel.h"
+#include "../common/simd.h"
+
+namespace segkernels {
+namespace {
+
+constexpr int64_t kChunk = 128;  // outputs whose window offsets are held on the stack
+
+struct NoIndex {};
+
+// takes_over(v, best): whether v, met later in raster order, replaces the maximum so far. As in torch the first maximum
+// stays, and the last NaN is kept.
+template <typename scalar_t>
+struct Order {
+  using value_t = scalar_t;
+  static constexpr value_t lowest() {
+    return -std::numeric_limits<scalar_t>::infinity();
+  }
+  static SEGKERNELS_INLINE bool takes_over(value_t v, value_t best) {
+    return (v > best) | (v != v);
+  }
+};
+
+template <int infinity>
+struct HalfOrder {
+  using value_t = uint16_t;
+  static constexpr value_t lowest() {
+    return 0x8000 | infinity;
+  }
+  // Ordered as the number is, with one key for both zeros; every NaN has the largest.
+  static SEGKERNELS_INLINE int16_t key(value_t bits) {
+    const int16_t magnitude = bits & 0x7fff;
+    const int16_t sign = static_cast<int16_t>(bits) >> 15;
+    const int16_t number = static_cast<int16_t>((magnitude ^ sign) - sign);
+    return magnitude > infinity ? int16_t{0x7fff} : number;
+  }
+  static SEGKERNELS_INLINE bool takes_over(value_t v, value_t best) {
+    const int16_t k = key(v);
+    return (k > key(best)) | (k == 0x7fff);
+  }
+};
+template <>
+struct Order<half> : HalfOrder<0x7c00> {};
+template <>
+struct Order<bfloat16> : HalfOrder<0x7f80> {};
+
+// A run of outputs through all taps of windows that lie inside the input: tap (kh, kw) of output i is
+// first[kh * row_step + kw * tap_step + i * step].
+template <typename order, int kernel, int step>
+SEGKERNELS_CLONES void reduce_window(const typename order::value_t* first, int64_t row_step, int64_t tap_step,
+                                     int64_t count, typename order::value_t* output, int32_t* offsets) {
+  using T = typename order::value_t;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) {
+    T best = first[i * step];
+    int32_t offset = 0;
+#pragma GCC unroll 16
+    for (int k = 1; k < kernel * kernel; ++k) {
+      const T v = first[k / kernel * row_step + k % kernel * tap_step + i * step];
+      const bool take = order::takes_over(v, best);
+      best = take ? v : best;
+      offset = take ? k : offset;
+    }
+    output[i] = best;
+    offsets[i] = offset;
+  }
+}
+
+// The same for one tap of any window; `output` and `offsets` hold the maximum so far.
+template <typename order>
+SEGKERNELS_CLONES void reduce_tap(const typename order::value_t* tap, int64_t step, int64_t count, int32_t offset,
+                                  typename order::value_t* output, int32_t* offsets) {
+  using T = typename order::value_t;
+  const auto update = [&](int64_t constant_step) SEGKERNELS_INLINE_LAMBDA {
+#pragma GCC ivdep
+    for (int64_t i = 0; i < count; ++i) {
+      const T v = tap[i * constant_step];
+      const bool take = order::takes_over(v, output[i]);
+      output[i] = take ? v : output[i];
+      offsets[i] = take ? offset : offsets[i];
+    }
+  };
+  // A constant step is what lets the compiler use vector loads.
+  if (step == 1) {
+    update(1);
+  } else if (step == 2) {
+    update(2);
+  } else {
+    for (int64_t i = 0; i < count; ++i) {
+      const T v = tap[i * step];
+      if (order::takes_over(v, output[i])) {
+        output[i] = v;
+        offsets[i] = offset;
+      }
+    }
+  }
+}
+
+SEGKERNELS_CLONES void store_offsets(const int32_t* offsets, int64_t count, uint8_t* indices) {
+  for (int64_t i = 0; i < count; ++i) {
+    indices[i] = static_cast<uint8_t>(offsets[i] < 0 ? 0 : offsets[i]);
+  }
+}
+
+// Flat positions; `origin` is that of the first output's window corner, which may lie in the padding. `next_row` is the
+// way from the end of a window's row to the start of its next.
+SEGKERNELS_CLONES void store_positions(const int32_t* offsets, int64_t count, int64_t origin, int64_t step,
+                                       int32_t kernel_h, int32_t kernel_w, int32_t dilation_w, int64_t next_row,
+                                       int64_t* indices) {
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t across = origin + i * step + static_cast<int64_t>(offsets[i]) * dilation_w;
+    const int64_t index = across + (offsets[i] >= kernel_w ? next_row : 0);
+    indices[i] = offsets[i] < 0 ? -1 : index;
+  }
+  for (int32_t kh = 2; kh < kernel_h; ++kh) {
+    for (int64_t i = 0; i < count; ++i) {
+      indices[i] += offsets[i] >= kh * kernel_w ? next_row : 0;
+    }
+  }
+}
+
+template <typename index_t>
+void store_indices(const MaxPool2dPlan& p, const int32_t* offsets, int64_t count, int64_t origin, int64_t step,
+                   index_t* indices) {
+  if constexpr (std::is_same_v<index_t, uint8_t>) {
+    store_offsets(offsets, count, indices);
+  } else if constexpr (std::is_same_v<index_t, int64_t>) {
+    store_positions(offsets, count, origin, step, static_cast<int32_t>(p.kernel_h), static_cast<int32_t>(p.kernel_w),
+                    static_cast<int32_t>(p.dilation_w), p.dilation_h * p.in_w - p.kernel_w * p.dilation_w, indices);
+  }
+}
+
+int64_t first_tap(const std::vector<TapRange>& ranges, int64_t output) {
+  const auto found = std::find_if(ranges.begin(), ranges.end(), [&](TapRange r) { return r.contains(output); });
+  return found == ranges.end() ? -1 : found - ranges.begin();
+}
+
+// Offset of the first position inside the input, which an all -inf window returns; -1 for a window that has none.
+int32_t first_offset(const MaxPool2dPlan& p, int64_t y, int64_t x) {
+  const int64_t kh = first_tap(p.rows, y);
+  const int64_t kw = first_tap(p.columns, x);
+  return kh < 0 || kw < 0 ? -1 : static_cast<int32_t>(kh * p.kernel_w + kw);
+}
+
+template <typename T>
+using ReduceWindow = void (*)(const T*, int64_t, int64_t, int64_t, T*, int32_t*);
+
+// The reduction with all taps in registers, or null for windows that have none.
+template <typename order>
+ReduceWindow<typename order::value_t> fixed_window(const MaxPool2dPlan& p) {
+  if (p.kernel_h != p.kernel_w) {
+    return nullptr;
+  }
+  const int64_t step = p.channels_last ? 1 : p.stride_w;
+  if (p.kernel_h == 2 && step <= 2) {
+    return step == 1 ? reduce_window<order, 2, 1> : reduce_window<order, 2, 2>;
+  }
+  if (p.kernel_h == 3 && step <= 2) {
+    return step == 1 ? reduce_window<order, 3, 1> : reduce_window<order, 3, 2>;
+  }
+  return nullptr;
+}
+
+// NCHW: output rows [begin, end) of all planes.
+template <typename order, typename index_t>
+void pool_rows(const MaxPool2dPlan& p, const typename order::value_t* input, typename order::value_t* output,
+               index_t* indices, int64_t begin, int64_t end) {
+  const auto reduce_fixed = fixed_window<order>(p);
+  int32_t offsets[kChunk];
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t plane = item / p.out_h;
+    const int64_t y = item - plane * p.out_h;
+    const auto* in = input + plane * p.in_plane();
+    const int64_t corner = (y * p.stride_h - p.pad_h) * p.in_w - p.pad_w;
+    // Outputs [left, right) have their whole window inside.
+    const bool whole = reduce_fixed && p.rows.front().contains(y) && p.rows.back().contains(y);
+    const int64_t left = whole ? p.columns.front().begin : 0;
+    const int64_t right = whole ? p.columns.back().end : 0;
+    for (int64_t x = 0, count = 0; x < p.out_w; x += count) {
+      const bool inside = x >= left && x < right;
+      const int64_t stop = inside ? right : x < left && left < right ? left : p.out_w;
+      count = std::min(kChunk, stop - x);
+      auto* out = output + item * p.out_w + x;
+      if (inside) {
+        reduce_fixed(in + corner + x * p.stride_w, p.dilation_h * p.in_w, p.dilation_w, count, out, offsets);
+      } else {
+        for (int64_t i = 0; i < count; ++i) {
+          out[i] = order::lowest();
+          offsets[i] = first_offset(p, y, x + i);
+        }
+        for (int64_t k = 0; k < p.window(); ++k) {
+          const int64_t kh = k / p.kernel_w;
+          const int64_t kw = k - kh * p.kernel_w;
+          const int64_t from = std::max(p.columns[kw].begin, x);
+          const int64_t to = std::min(p.columns[kw].end, x + count);
+          if (p.rows[kh].contains(y) && from < to) {
+            const int64_t tap = corner + kh * p.dilation_h * p.in_w + kw * p.dilation_w + from * p.stride_w;
+            reduce_tap<order>(in + tap, p.stride_w, to - from, static_cast<int32_t>(k), out + (from - x),
+                              offsets + (from - x));
+          }
+        }
+      }
+      store_indices(p, offsets, count, corner + x * p.stride_w, p.stride_w, indices + item * p.out_w + x);
+    }
+  }
+}
+
+// channels_last: output rows [begin, end) of all images, all channels of a pixel at once.
+template <typename order, typename index_t>
+void pool_pixels(const MaxPool2dPlan& p, const typename order::value_t* input, typename order::value_t* output,
+                 index_t* indices, int64_t begin, int64_t end) {
+  const auto reduce_fixed = fixed_window<order>(p);
+  int32_t offsets[kChunk];
+  const int64_t channels = p.channels;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t n = item / p.out_h;
+    const int64_t y = item - n * p.out_h;
+    const auto* image = input + n * p.in_plane() * channels;
+    const bool whole_rows = p.rows.front().contains(y) && p.rows.back().contains(y);
+    for (int64_t x = 0; x < p.out_w; ++x) {
+      const bool whole = whole_rows && p.columns.front().contains(x) && p.columns.back().contains(x);
+      const int64_t corner = (y * p.stride_h - p.pad_h) * p.in_w + x * p.stride_w - p.pad_w;
+      const int64_t entry = (item * p.out_w + x) * channels;
+      for (int64_t c = 0; c < channels; c += kChunk) {
+        const int64_t count = std::min(kChunk, channels - c);
+        auto* out = output + entry + c;
+        if (whole && reduce_fixed) {
+          reduce_fixed(image + corner * channels + c, p.dilation_h * p.in_w * channels, p.dilation_w * channels, count,
+                       out, offsets);
+        } else {
+          std::fill_n(out, count, order::lowest());
+          std::fill_n(offsets, count, first_offset(p, y, x));
+          for (int64_t k = 0; k < p.window(); ++k) {
+            const int64_t kh = k / p.kernel_w;
+            const int64_t kw = k - kh * p.kernel_w;
+            if (p.rows[kh].contains(y) && p.columns[kw].contains(x)) {
+              const int64_t pixel = corner + kh * p.dilation_h * p.in_w + kw * p.dilation_w;
+              reduce_tap<order>(image + pixel * channels + c, 1, count, static_cast<int32_t>(k), out, offsets);
+            }
+          }
+        }
+        store_indices(p, offsets, count, corner, 0, indices + entry + c);
+      }
+    }
+  }
+}
+
+template <typename order, typename index_t>
+void pool_all(const MaxPool2dPlan& p, const typename order::value_t* input, typename order::value_t* output,
+              index_t* indices) {
+  const int64_t rows = p.channels_last ? p.batch * p.out_h : p.planes() * p.out_h;
+  const int64_t row_elements = p.out_w * p.window() * (p.channels_last ? p.channels : 1);
+  parallel_items(rows, row_elements, [&](int64_t begin, int64_t end) {
+    const auto pool = p.channels_last ? pool_pixels<order, index_t> : pool_rows<order, index_t>;
+    pool(p, input, output, indices, begin, end);
+  });
+}
+
+std::tuple<Tensor, Tensor> max_pool2d_cpu(const Tensor& input,  // [N, C, H, W]
+                                          IntList kernel_size, IntList stride, IntList padding, IntList dilation,
+                                          bool ceil_mode, int64_t index_bits) {
+  check_dim(input, 4, "max_pool2d", "input");
+  check_pool_window(kernel_size, stride, padding, dilation, "max_pool2d");
+  STD_TORCH_CHECK(index_bits == 0 || index_bits == 64 || (index_bits == 8 && kernel_size[0] * kernel_size[1] <= 256),
+                  "max_pool2d: expected index_bits of 0, 8 (windows of at most 256 positions) or 64, got ", index_bits);
+  const int64_t out_h = pooled_size(input.size(2), kernel_size[0], stride[0], padding[0], dilation[0], ceil_mode);
+  const int64_t out_w = pooled_size(input.size(3), kernel_size[1], stride[1], padding[1], dilation[1], ceil_mode);
+  STD_TORCH_CHECK(out_h > 0 && out_w > 0, "max_pool2d: the output of input ", shape_string(input), " would be ", out_h,
+                  "x", out_w);
+  const bool channels_last = is_channels_last(input);
+  const Tensor values = to_dense(input, channels_last);
+  const MaxPool2dPlan p = max_pool2d_plan(input, input.size(2), input.size(3), out_h, out_w, kernel_size, stride,
+                                          padding, dilation, channels_last);
+  const ScalarType index_type = index_bits == 64 ? ScalarType::Long : ScalarType::Byte;
+  Tensor output = empty_nchw(p.batch, p.channels, out_h, out_w, input.scalar_type(), input, channels_last);
+  Tensor indices = index_bits == 0 ? torch::stable::empty({0}, index_type, std::nullopt, input.device())
+                                   : empty_nchw(p.batch, p.channels, out_h, out_w, index_type, input, channels_last);
+  if (output.numel() == 0) {
+    return {output, indices};
+  }
+  dispatch_floating(input.scalar_type(), "max_pool2d", [&]<typename scalar_t>() {
+    using order = Order<scalar_t>;
+    using T = typename order::value_t;
+    const T* in = static_cast<const T*>(values.const_data_ptr());
+    T* out = static_cast<T*>(output.mutable_data_ptr());
+    if (index_bits == 0) {
+      pool_all<order, NoIndex>(p, in, out, static_cast<NoIndex*>(nullptr));
+    } else {
+      dispatch_index(index_type, "max_pool2d", [&]<typename index_t>() {
+        pool_all<order, index_t>(p, in, out, static_cast<index_t*>(indices.mutable_data_ptr()));
+      });
+    }
+  });
+  return {output, indices};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(segkernels, CPU, m) {
+  m.impl("max_pool2d", TORCH_BOX(&max_pool2d_cpu));
+}
+
+}  // namespace segkernels
