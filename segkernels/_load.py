@@ -74,9 +74,9 @@ def build_info() -> dict[str, Any]:
     """How the installed native libraries were built.
 
     Returns:
-        dict: ``version`` of segkernels; ``libraries``: library -> None, or why it is not loaded; and, from the compiled helpers
-        where those are there, ``compiler``, ``flags``, ``torch_floor`` (the oldest torch this build loads in),
-        ``torch_build``, ``nvcc``, ``cuda_archs`` and ``simd_level`` (the instruction set that the CPU kernels use here).
+        dict: ``version`` of segkernels; ``libraries``: library -> None, or why it is not loaded; and, where the compiled
+        helpers are there, ``compiler``, ``flags``, ``torch_floor`` (the oldest torch this build loads in), ``torch_build``,
+        ``nvcc``, ``cuda_archs`` and ``simd_level`` (the instruction set that the CPU kernels use here).
     """
     info: dict[str, Any] = {
         "version": __version__,

@@ -112,5 +112,6 @@ def _memory_advice(found: dict[str, Any]) -> str:
     setting = " ".join(f"{name}={value}" for name, value in found["environment"].items())
     return (
         f"Memory: this process pays page faults for every large output, in every library alike: writing a new 40 MB output "
-        f"takes {new} ms, the same one again {same} ms.\nWith glibc, this setting before the process starts stops it:\n  {setting}"
+        f"takes {new} ms, the same one again {same} ms.\n"
+        f"With glibc, this setting before the process starts stops it:\n  {setting}"
     )
