@@ -1,6 +1,6 @@
-// What every CUDA source needs: the launch with its check, the device guard with its stream, shared memory of a size known
-// at launch, grid sizes, and the place where kernels are registered. Everything has a second body for the emulation of
-// csrc/emulation, which runs the same source on the CPU in tests.
+// What every CUDA source needs: the launch with its check, the device guard with its stream, shared memory of a size
+// known at launch, grid sizes, and the place where kernels are registered. Everything has a second body for the
+// emulation of csrc/emulation, which runs the same source on the CPU in tests.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -95,12 +95,12 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_
 #else
   constexpr size_t kSharedBytesWithoutAsking = 48 * 1024;
   if (shared_bytes > kSharedBytesWithoutAsking) {
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                   static_cast<int>(shared_bytes));
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
     STD_TORCH_CHECK(error == cudaSuccess, "segkernels: a kernel cannot have ", shared_bytes,
                     " bytes of shared memory: ", cudaGetErrorString(error));
   }
-  kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Parameters>(std::forward<Arguments>(arguments))...);
+  kernel<<<grid, block, shared_bytes, stream> > >(static_cast<Parameters>(std::forward<Arguments>(arguments))...);
   const cudaError_t error = cudaGetLastError();
   STD_TORCH_CHECK(error == cudaSuccess, "segkernels: kernel launch failed: ", cudaGetErrorString(error));
 #endif
