@@ -100,7 +100,9 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_
     STD_TORCH_CHECK(error == cudaSuccess, "segkernels: a kernel cannot have ", shared_bytes,
                     " bytes of shared memory: ", cudaGetErrorString(error));
   }
-  kernel<<<grid, block, shared_bytes, stream> > >(static_cast<Parameters>(std::forward<Arguments>(arguments))...);
+  // clang-format off: it would take the launch's brackets apart
+  kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Parameters>(std::forward<Arguments>(arguments))...);
+  // clang-format on
   const cudaError_t error = cudaGetLastError();
   STD_TORCH_CHECK(error == cudaSuccess, "segkernels: kernel launch failed: ", cudaGetErrorString(error));
 #endif
