@@ -58,6 +58,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("gradcheck_case", cls.gradcheck_samples)
 
 
+@pytest.fixture
+def emulation_failure(request: pytest.FixtureRequest) -> str | None:
+    return request.config.stash[EMULATION_FAILURE]
+
+
 @pytest.fixture(autouse=True)
 def _fresh_state() -> None:
     torch.manual_seed(0)

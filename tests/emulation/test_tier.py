@@ -9,14 +9,13 @@ import sys
 
 import pytest
 import torch
-from conftest import EMULATION_FAILURE
 from emulation.build_emulated import LIBRARIES, ROOT, library_path
 
 import segkernels
 
 
-def test_library_is_built(request):
-    assert request.config.stash[EMULATION_FAILURE] is None
+def test_library_is_built(emulation_failure):
+    assert emulation_failure is None
 
 
 def test_every_cuda_kernel_is_emulated():
