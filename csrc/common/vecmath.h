@@ -16,6 +16,7 @@ namespace segkernels {
 
 typedef float f32x8 __attribute__((vector_size(32)));
 typedef int32_t i32x8 __attribute__((vector_size(32)));
+typedef uint32_t u32x8 __attribute__((vector_size(32)));
 
 // What a loop over T steps by, and the integers of the same width.
 template <typename T>
@@ -36,10 +37,12 @@ struct IntegerOf;
 template <>
 struct IntegerOf<float> {
   using type = int32_t;
+  using bits = uint32_t;  // wraps around
 };
 template <>
 struct IntegerOf<f32x8> {
   using type = i32x8;
+  using bits = u32x8;
 };
 
 template <typename V, typename T>
@@ -84,7 +87,7 @@ SEGKERNELS_INLINE double sum_lanes(double x) {
 // assist each on many CPUs. Minimax after reduction to [-ln(2)/2, ln(2)/2], within 0.06 ulp before rounding.
 template <typename V>
 SEGKERNELS_INLINE V exp_nonpositive(V x) {
-  using I = typename IntegerOf<V>::type;
+  using U = typename IntegerOf<V>::bits;
   // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
   const V shifted = x * 1.44269504f + 12582912.0f;
   const V n = shifted - 12582912.0f;
@@ -94,7 +97,7 @@ SEGKERNELS_INLINE V exp_nonpositive(V x) {
   const V low = r * 1.66665152e-1f + 4.9999994e-1f;
   const V high = rr * 1.38131448e-3f + (r * 8.36941879e-3f + 4.1668456e-2f);
   const V p = (high * rr + low) * rr + (r + 1.0f);
-  const V result = bit_cast<V>(bit_cast<I>(p) + (bit_cast<I>(shifted) << 23));  // p * 2^n
+  const V result = bit_cast<V>(bit_cast<U>(p) + (bit_cast<U>(shifted) << 23));  // p * 2^n
   return x < -87.33f ? V{} : result;
 }
 SEGKERNELS_INLINE double exp_nonpositive(double x) {
@@ -123,11 +126,12 @@ SEGKERNELS_INLINE double log1p_unit(double x) {
 template <typename V>
 SEGKERNELS_INLINE V log_finite(V x) {
   using I = typename IntegerOf<V>::type;
+  using U = typename IntegerOf<V>::bits;
   const V tiny = x < std::numeric_limits<float>::min() ? V{} + 23.0f : V{};  // subnormals are scaled by 2^23
-  const I bits = bit_cast<I>(x < std::numeric_limits<float>::min() ? x * 8388608.0f : x);
+  const U bits = bit_cast<U>(x < std::numeric_limits<float>::min() ? x * 8388608.0f : x);
   // Exponent for which the mantissa lies in [sqrt(1/2), sqrt(2)).
-  const I exponent = (bits - 0x3f3504f3) >> 23;
-  const V m = bit_cast<V>(bits - (exponent << 23));
+  const I exponent = bit_cast<I>(bits - 0x3f3504f3u) >> 23;
+  const V m = bit_cast<V>(bits - (bit_cast<U>(exponent) << 23));
   V n;
   if constexpr (sizeof(V) == sizeof(float)) {
     n = static_cast<float>(exponent) - tiny;

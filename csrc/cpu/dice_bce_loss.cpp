@@ -8,78 +8,14 @@
 #include <array>
 #include <tuple>
 
+#include "../common/dice_bce_loss.h"
+
+#include "../common/binary_pixels.h"
 #include "../common/check.h"
-#include "../common/dice.h"
 #include "../common/loss_blocks.h"
 
 namespace segkernels {
 namespace {
-
-constexpr const char* kOp = "dice_bce_loss";
-constexpr int64_t kStatistics = 5;  // sums of p * t (or min(p, t)), p, t, bce, and the number of valid pixels
-
-// What one pixel contributes, in two steps that are two loops over a block: each is short enough for the CPU to have
-// several iterations in flight. `weighted` is pos_weight * t.
-struct FromLogits {
-  static constexpr float kNeutral = -1e30f;
-
-  template <typename V>
-  static SEGKERNELS_INLINE V prepare(V x) {
-    return exp_nonpositive(negative_abs(x));
-  }
-
-  // Stable for any logit: softplus(x) = max(x, 0) + log(1 + exp(-|x|)).
-  template <typename V>
-  static SEGKERNELS_INLINE void loss(V x, V e, V t, V weighted, V& p, V& bce) {
-    const V r = 1 / (1 + e);
-    const V rest = 1 - t;
-    p = x < V{} ? e * r : r;
-    bce = log1p_unit(e) * (rest + weighted) + (x > V{} ? rest * x : -weighted * x);
-  }
-
-  // p, dp/dx and dbce/dx; 1 - p is computed without cancellation.
-  template <typename V>
-  static SEGKERNELS_INLINE void slopes(V x, V e, V t, V weighted, V& p, V& dp, V& dbce) {
-    const V r = 1 / (1 + e);
-    const V er = e * r;
-    p = x < V{} ? er : r;
-    const V q = x < V{} ? r : er;
-    dp = er * r;
-    dbce = (1 - t) * p - weighted * q;
-  }
-};
-
-// Probabilities, with the limits of torch.nn.functional.binary_cross_entropy: logarithms of at least -100 forward,
-// p(1 - p) of at least 1e-12 backward.
-struct FromProbabilities {
-  static constexpr float kNeutral = 0;
-
-  template <typename V>
-  static SEGKERNELS_INLINE V limited_log(V x) {
-    const V value = log_finite(x);
-    return value < -100 ? V{} - 100 : value;
-  }
-
-  // 1 - p
-  template <typename V>
-  static SEGKERNELS_INLINE V prepare(V x) {
-    return 1 - x;
-  }
-
-  template <typename V>
-  static SEGKERNELS_INLINE void loss(V x, V q, V t, V weighted, V& p, V& bce) {
-    p = x;
-    bce = (t - 1) * limited_log(q) - weighted * limited_log(x);
-  }
-
-  template <typename V>
-  static SEGKERNELS_INLINE void slopes(V x, V q, V t, V weighted, V& p, V& dp, V& dbce) {
-    p = x;
-    dp = V{} + 1;
-    const V spread = x * q;
-    dbce = ((1 - t) * x - weighted * q) / (spread < 1e-12f ? V{} + 1e-12f : spread);
-  }
-};
 
 template <typename Activation, typename T>
 SEGKERNELS_INLINE void prepare_block(const T* input, int64_t count, T* prepared) {
@@ -129,12 +65,6 @@ SEGKERNELS_CLONES void block_loss(const T* input, const T* target, int64_t count
   }
 }
 
-// Coefficients of one plane: gradient = bce * dbce/dx + (intersection * d(intersection)/dp + cardinality) * dp/dx.
-template <typename T>
-struct Slopes {
-  T bce, intersection, cardinality;
-};
-
 // `scale`, when given, multiplies the first term pixel by pixel (reduction 'none').
 template <typename Activation, bool kSoftTarget, typename T>
 SEGKERNELS_CLONES void block_gradient(const T* input, const T* target, const T* scale, int64_t count, T pos_weight,
@@ -171,16 +101,6 @@ SEGKERNELS_CLONES bool outside_unit_interval(const T* values, int64_t count) {
   }
   return outside != 0;
 }
-
-struct DiceBceParams {
-  int64_t batch, channels, pixels;
-  double dice_weight, bce_weight;
-  std::optional<int64_t> ignore_index;
-  DiceParams dice;
-  bool from_logits;
-  bool soft_target;  // the intersection is sum min(p, t)
-  std::vector<double> pos_weight, class_weights;
-};
 
 // One block of both inputs in L1.
 template <typename Activation, typename T>
@@ -323,59 +243,6 @@ std::vector<double> sum_planes(const DiceBceParams& p, const Planes& values, con
   return sums;
 }
 
-std::vector<DiceSums> dice_sums(const DiceBceParams& p, const double* statistics) {
-  std::vector<DiceSums> sums(p.batch * p.channels);
-  for (size_t i = 0; i < sums.size(); ++i) {
-    const double* s = statistics + i * kStatistics;
-    sums[i] = {s[0], s[1] + s[2], s[2], s[4]};
-  }
-  return sums;
-}
-
-double valid_pixels(const DiceBceParams& p, const double* statistics) {
-  double count = 0;
-  for (int64_t i = 0; i < p.batch * p.channels; ++i) {
-    count += statistics[i * kStatistics + 4];
-  }
-  return count;
-}
-
-double reduced_loss(const DiceBceParams& p, const double* statistics, const std::vector<DiceGroup>& groups) {
-  const double count = valid_pixels(p, statistics);
-  if (count == 0) {
-    return 0;
-  }
-  double loss = 0;
-  // A term without weight is left out, so that it cannot make NaN of 0 * inf.
-  if (p.bce_weight != 0) {
-    for (int64_t i = 0; i < p.batch * p.channels; ++i) {
-      loss += p.class_weights[i % p.channels] * statistics[i * kStatistics + 3];
-    }
-    loss *= p.bce_weight / (p.dice.reduction == Reduction::kMean ? count : 1.0);
-  }
-  if (p.dice_weight != 0) {
-    loss += p.dice_weight * dice_total(p.dice, groups, p.batch, p.channels);
-  }
-  return loss;
-}
-
-// Coefficients of every plane, where `upstream[i]` is the gradient that reaches plane i's group (summed in 'none').
-template <typename T>
-std::vector<Slopes<T>> plane_slopes(const DiceBceParams& p, const double* statistics,
-                                    const std::vector<DiceGroup>& groups, const std::vector<double>& upstream,
-                                    double bce_upstream) {
-  const double count = p.dice.reduction == Reduction::kMean ? valid_pixels(p, statistics) : 1.0;
-  std::vector<Slopes<T>> slopes(p.batch * p.channels);
-  for (int64_t i = 0; i < p.batch * p.channels; ++i) {
-    const double bce = p.bce_weight == 0 || count == 0 ? 0.0 : bce_upstream * p.bce_weight / count;
-    const double dice = p.dice_weight == 0 ? 0.0 : upstream[i] * p.dice_weight * groups[i].weight;
-    slopes[i] = {static_cast<T>(bce * p.class_weights[i % p.channels]),
-                 static_cast<T>(dice == 0 ? 0.0 : dice * groups[i].d_intersection),
-                 static_cast<T>(dice == 0 ? 0.0 : dice * groups[i].d_cardinality)};
-  }
-  return slopes;
-}
-
 Planes planes_of(const Tensor& tensor, int64_t channels, int64_t pixels, bool channels_last) {
   return {tensor.const_data_ptr(), tensor.scalar_type(), channels, pixels, channels_last};
 }
@@ -404,40 +271,6 @@ void dispatch_kernel(const DiceBceParams& p, ScalarType dtype, const F& f) {
   }
 }
 
-bool is_floating(ScalarType dtype) {
-  return dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
-         dtype == ScalarType::BFloat16;
-}
-
-DiceBceParams make_params(const Tensor& input, const Tensor& target, const std::optional<Tensor>& pos_weight,
-                          const std::optional<Tensor>& class_weights, double dice_weight, double bce_weight,
-                          double smooth, std::optional<int64_t> ignore_index, int64_t reduction, int64_t style,
-                          bool batch_dice, bool include_background, bool log_loss, bool from_logits) {
-  check_dim(input, 4, kOp, "input");
-  check_same_shape(input, target, kOp, "input", "target");
-  STD_TORCH_CHECK(is_floating(input.scalar_type()), kOp,
-                  ": expected input of float32, float64, float16 or bfloat16, got ", input.scalar_type());
-  const ScalarType labels = target.scalar_type();
-  STD_TORCH_CHECK(is_floating(labels) || labels == ScalarType::Byte || labels == ScalarType::Bool ||
-                      labels == ScalarType::Int || labels == ScalarType::Long,
-                  kOp, ": expected target of uint8, bool, int32, int64 or a floating type, got ", labels);
-  STD_TORCH_CHECK(reduction >= 0 && reduction <= 2, kOp, ": expected reduction 0, 1 or 2, got ", reduction);
-  STD_TORCH_CHECK(style >= 0 && style <= 2, kOp, ": expected style 0, 1 or 2, got ", style);
-  const int64_t channels = input.size(1);
-  return {input.size(0),
-          channels,
-          input.size(2) * input.size(3),
-          dice_weight,
-          bce_weight,
-          ignore_index,
-          {static_cast<DiceStyle>(style), static_cast<Reduction>(reduction), batch_dice, include_background, log_loss,
-           smooth},
-          from_logits,
-          is_floating(labels) && static_cast<DiceStyle>(style) == DiceStyle::kSmp,
-          channel_weights(pos_weight, channels, kOp, "pos_weight"),
-          channel_weights(class_weights, channels, kOp, "class_weights")};
-}
-
 std::tuple<Tensor, Tensor> dice_bce_loss_cpu(const Tensor& input,   // [N, C, H, W]
                                              const Tensor& target,  // [N, C, H, W]
                                              std::optional<Tensor> pos_weight, std::optional<Tensor> class_weights,
@@ -463,9 +296,10 @@ std::tuple<Tensor, Tensor> dice_bce_loss_cpu(const Tensor& input,   // [N, C, H,
   dispatch_kernel(p, input.scalar_type(), [&]<typename Activation, bool kSoftTarget, typename T>() {
     bad = collect<Activation, kSoftTarget, T>(p, inputs, targets, sums);
   });
-  STD_TORCH_CHECK(!(bad & kWrongLabel), kOp, ": expected labels 0 and 1 in target",
+  STD_TORCH_CHECK(!(bad & kWrongLabel), kDiceBceLoss, ": expected labels 0 and 1 in target",
                   ignore_index ? " (or ignore_index)" : "", ", found another");
-  STD_TORCH_CHECK(!(bad & kNotAProbability), kOp, ": expected probabilities in [0, 1] in input (from_logits=False)");
+  STD_TORCH_CHECK(!(bad & kNotAProbability), kDiceBceLoss,
+                  ": expected probabilities in [0, 1] in input (from_logits=False)");
 
   const std::vector<DiceGroup> groups = dice_groups(p.dice, dice_sums(p, sums), p.batch, p.channels, p.class_weights);
   if (p.dice.reduction != Reduction::kNone) {
