@@ -34,8 +34,8 @@ def markdown(rows: list[Row]) -> str:
     commits = ", ".join(dict.fromkeys(row.commit for row in rows))
     lines = [
         f"{any_row.device}, {any_row.threads:.0f} threads, torch {any_row.torch}, commit {commits}. Medians of interleaved "
-        "runs; “faster” is the ratio to the best baseline with the 20th and 80th percentile of the rounds, “roofline” the share of "
-        "what this machine can do for the same work (copy and matmul measured in the same run).",
+        "runs; “faster” is the ratio to the best baseline with the 20th and 80th percentile of the rounds, "
+        "“roofline” the share of what this machine can do for the same work (copy and matmul measured in the same run).",
         "",
         "| op | case | mode | segkernels | baseline | faster | roofline | peak MB |",
         "|---|---|---|---:|---:|---:|---:|---:|",
