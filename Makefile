@@ -67,7 +67,8 @@ wheel: $(BUILT)
 
 # A copy of the tree, so that the instrumented library never lies where the normal one is loaded from. libstdc++ is
 # preloaded too: AddressSanitizer looks for __cxa_throw before torch brings it in. A finding ends the process, so its
-# report must not lie in pytest's capture: --capture=sys leaves stderr of C++ alone.
+# report must not lie in pytest's capture: --capture=sys leaves stderr of C++ alone. The CUDA sources, compiled for the CPU,
+# have a sanitizer build of their own in tests/emulation.
 SANITIZE := build/sanitize
 sanitize: $(ENVIRONMENT)
 	mkdir -p $(SANITIZE)
@@ -78,7 +79,8 @@ sanitize: $(ENVIRONMENT)
 	cd $(SANITIZE) && cxx=$${CXX:-c++} && \
 	  LD_PRELOAD="$$($$cxx -print-file-name=libasan.so) $$($$cxx -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:$$ASAN_OPTIONS UBSAN_OPTIONS=print_stacktrace=1:$$UBSAN_OPTIONS \
-	  $(PYTHON) -m pytest tests/ops -p no:cacheprovider --capture=sys $(SANITIZE_TESTS)
+	  SEGKERNELS_EMULATED_LIBRARY=/none $(PYTHON) -m pytest tests/ops -p no:cacheprovider --capture=sys $(SANITIZE_TESTS)
+	SEGKERNELS_SANITIZE=1 $(PYTHON) -m pytest tests/emulation/test_sanitized.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

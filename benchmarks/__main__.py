@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     todo = runner.plans(options.ops, options.mode, dtypes, options.cases)
     console = Console()
     # Narrower, the numbers would be cut.
-    console.width = max(console.width, 132)
+    console.width = max(console.width, 150)
     console.print(f"{facts['device']}, {torch.get_num_threads()} threads, {runner.allocator()} memory, torch {facts['torch']}")
     tops = {dtype: ceilings.measure(dtype) for dtype in dtypes}
     for dtype, top in tops.items():

@@ -17,9 +17,8 @@ from benchmarks.ceilings import Ceilings
 from benchmarks.gate import first, is_right, step, with_leaves
 from benchmarks.results import Row
 from benchmarks.timing import Spread, interleaved, ratios
+from segkernels.engine.memory import ENVIRONMENT as RECYCLED
 
-#: glibc hands freed memory out again instead of returning it, for both sides alike: what a caching allocator does.
-RECYCLED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "34359738368", "MALLOC_TOP_PAD_": "268435456"}
 OURS = "segkernels"
 
 

@@ -8,6 +8,8 @@ from benchmarks.results import Row
 
 
 def duration(us: float) -> str:
+    if us >= 1e6:
+        return f"{us / 1e6:.3g} s"
     return f"{us / 1000:.3g} ms" if us >= 1000 else f"{us:.3g} us"
 
 
@@ -27,8 +29,8 @@ def of(op: str, rows: list[Row]) -> Table:
             *start,
             duration(row.p50_us),
             f"{duration(row.baseline_p50_us)} {row.baseline}",
-            f"{row.ratio:.2f}x",
-            f"{row.ratio_p20:.2f}-{row.ratio_p80:.2f}",
+            f"{row.ratio:.3g}x",
+            f"{row.ratio_p20:.3g}-{row.ratio_p80:.3g}",
             f"{row.gbps:.1f}",
             f"{row.gflops:.0f}" if row.gflops else "",
             f"{100 * row.roofline:.0f}%",

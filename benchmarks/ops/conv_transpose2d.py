@@ -1,0 +1,51 @@
+"""Transposed convolutions of U-Net's decoder and FCN's upsampling, against torch.nn.functional.conv_transpose2d (oneDNN)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.cases import Case, GroupGoal, Work
+from segkernels.ops import conv_transpose2d
+
+
+def case(name, shape, out_channels, kernel, stride, padding=0, bias=True, **rest):
+    n, c, h, w = shape
+    out_h, out_w = ((size - 1) * stride - 2 * padding + kernel for size in (h, w))
+
+    def inputs(dtype, device):
+        scale = (c * kernel * kernel / stride**2) ** -0.5
+        weight = (torch.randn(c, out_channels, kernel, kernel, device=device) * scale).to(dtype)
+        offset = torch.randn(out_channels, device=device).to(dtype) if bias else None
+        return torch.randn(shape, device=device).to(dtype), weight, offset, stride, padding
+
+    def work(size):
+        tensors = n * c * h * w + c * out_channels * kernel**2 + n * out_channels * out_h * out_w
+        flops = 2 * n * c * out_channels * kernel**2 * h * w
+        # Backward reads all three and writes the gradients of input and weight: two products of the forward's size.
+        backward = (2 * tensors - n * out_channels * out_h * out_w) * size
+        return Work({"fwd": tensors * size, "fwdbwd": tensors * size + backward}, {"fwd": flops, "fwdbwd": 3 * flops})
+
+    return Case(
+        name=name,
+        inputs=inputs,
+        ours=conv_transpose2d,
+        baselines={"eager": F.conv_transpose2d},
+        work=work,
+        grad=(0, 1, 2) if bias else (0, 1),
+        **rest,
+    )
+
+
+NEVER_SLOWER = {"fwd": 0.95, "fwdbwd": 0.95}
+FCN = {"fwd": 5.0, "fwdbwd": 5.0}
+CASES = [
+    *(
+        case(f"unet 4x{c}x{s}x{s}", (4, c, s, s), c // 2, 2, 2, goals=NEVER_SLOWER, group="unet decoder")
+        for c, s in ((1024, 14), (512, 28), (256, 56), (128, 112))
+    ),
+    case("fcn k64 s32 1x21x16x16", (1, 21, 16, 16), 21, 64, 32, 16, bias=False, goals=FCN),
+    case("fcn k16 s8 1x21x64x64", (1, 21, 64, 64), 21, 16, 8, 4, bias=False, goals=FCN),
+    case("8x8 overhead", (1, 1, 8, 8), 1, 2, 2, modes=("fwd",), overhead_goals={"fwd": 15.0}),
+]
+GROUP_GOALS = [GroupGoal("unet decoder", "fwd", 1.1), GroupGoal("unet decoder", "fwdbwd", 1.1)]

@@ -1,0 +1,37 @@
+"""Dice + BCE of a U-Net's binary logits, against sigmoid, sums and binary_cross_entropy_with_logits."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.cases import Case, Work
+from segkernels.losses import dice_bce_loss
+
+
+def eager(logits, target):
+    target = target.to(logits.dtype)
+    p = torch.sigmoid(logits)
+    dice = 1 - (2 * (p * target).sum() + 1) / (p.sum() + target.sum() + 1)
+    return dice + F.binary_cross_entropy_with_logits(logits, target)
+
+
+def case(name, shape, target_dtype=None, **rest):
+    def inputs(dtype, device):
+        target = torch.rand(shape, device=device) > 0.7
+        return torch.randn(shape, device=device).to(dtype), target.to(target_dtype or dtype)
+
+    def work(size):
+        pixels = torch.Size(shape).numel()
+        read = pixels * (size + (target_dtype.itemsize if target_dtype else size))
+        return Work({"fwd": read, "fwdbwd": 2 * read + pixels * size})
+
+    return Case(name=name, inputs=inputs, ours=dice_bce_loss, baselines={"eager": eager}, work=work, **rest)
+
+
+CASES = [
+    case("8x1x512x512", (8, 1, 512, 512), goals={"fwd": 4.0, "fwdbwd": 4.0}),
+    case("8x1x512x512 uint8 target", (8, 1, 512, 512), torch.uint8),
+    case("2x1x224x224", (2, 1, 224, 224)),
+    case("8x8 overhead", (1, 1, 8, 8), modes=("fwd",), overhead_goals={"fwd": 15.0}),
+]

@@ -1,0 +1,83 @@
+"""Writes the README's table of numbers from ``benchmarks/results/*.csv`` and from nothing else.
+
+``python -m benchmarks.readme`` rewrites what stands between the markers; ``--check`` only says whether it is up to date.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from benchmarks import results
+from benchmarks.results import Row
+from benchmarks.table import duration
+
+README = results.ROOT / "README.md"
+START, END = "<!-- benchmarks:start -->", "<!-- benchmarks:end -->"
+EMPTY = "No rows yet: `make bench` takes them and writes this table."
+
+
+def latest(rows: list[Row]) -> list[Row]:
+    """The newest row of each case, in the order of the file."""
+    newest: dict[tuple[str, ...], Row] = {}
+    for row in rows:
+        key = (row.op, row.case, row.mode, row.dtype, row.allocator)
+        if key not in newest or row.date >= newest[key].date:
+            newest[key] = row
+    return list(newest.values())
+
+
+def markdown(rows: list[Row]) -> str:
+    """One device's rows; those where segkernels loses too."""
+    rows = latest(rows)
+    any_row = rows[0]
+    commits = ", ".join(dict.fromkeys(row.commit for row in rows))
+    lines = [
+        f"{any_row.device}, {any_row.threads:.0f} threads, torch {any_row.torch}, commit {commits}. Medians of interleaved "
+        "runs; “faster” is the ratio to the best baseline with the 20th and 80th percentile of the rounds, "
+        "“roofline” the share of what this machine can do for the same work (copy and matmul measured in the same run).",
+        "",
+        "| op | case | mode | segkernels | baseline | faster | roofline | peak MB |",
+        "|---|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        mode = " ".join([row.mode, *([row.dtype] if row.dtype != "float32" else [])])
+        mode += " (default allocator)" if row.allocator != "recycled" else ""
+        start = f"| `{row.op}` | {row.case} | {mode} | "
+        if row.p50_us is None:
+            lines.append(f"{start}{row.status} | | | | |")
+            continue
+        peak = "" if row.peak_mb is None else f"{row.peak_mb:.0f} / {row.baseline_peak_mb:.0f}"
+        lines.append(
+            f"{start}{duration(row.p50_us)} | {duration(row.baseline_p50_us)} {row.baseline} | "
+            f"**{row.ratio:.3g}x** ({row.ratio_p20:.3g}–{row.ratio_p80:.3g}) | {100 * row.roofline:.0f}% | {peak} |"
+        )
+    return "\n".join(lines)
+
+
+def rendered(folder: Path = results.FOLDER) -> str:
+    devices = [markdown(results.read(path)) for path in sorted(folder.glob("*.csv"))]
+    return "\n\n".join(devices) or EMPTY
+
+
+def replaced(text: str, table: str) -> str:
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not start or not end:
+        raise SystemExit(f"{README}: the markers {START} and {END} are missing")
+    return f"{before}{START}\n{table}\n{END}{after}"
+
+
+def main() -> int:
+    text = README.read_text()
+    new = replaced(text, rendered())
+    if "--check" in sys.argv[1:]:
+        if new != text:
+            print("README.md: its table is not the one of benchmarks/results; run python -m benchmarks.readme")
+        return int(new != text)
+    README.write_text(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
