@@ -23,6 +23,11 @@ constexpr int64_t kChunk = 128;  // outputs whose window offsets are held on the
 
 struct NoIndex {};
 
+// Window offsets in lanes as wide as the values': selects of mixed widths keep the loops scalar for half types.
+template <typename T>
+using offset_t = std::conditional_t<sizeof(T) == 2, int16_t, int32_t>;
+constexpr int64_t kHalfWindow = INT16_MAX;
+
 // takes_over(v, best): whether v, met later in raster order, replaces the maximum so far. As in torch the first maximum
 // stays, and the last NaN is kept.
 template <typename scalar_t>
@@ -45,13 +50,13 @@ struct HalfOrder {
   // Ordered as the number is, with one key for both zeros; every NaN has the largest.
   static SEGKERNELS_INLINE int16_t key(value_t bits) {
     const int16_t magnitude = bits & 0x7fff;
-    const int16_t sign = static_cast<int16_t>(bits) >> 15;
-    const int16_t number = static_cast<int16_t>((magnitude ^ sign) - sign);
+    const int16_t number = static_cast<int16_t>(bits) < 0 ? static_cast<int16_t>(-magnitude) : magnitude;
     return magnitude > infinity ? int16_t{0x7fff} : number;
   }
-  static SEGKERNELS_INLINE bool takes_over(value_t v, value_t best) {
+  // A mask of 16 bits, not a bool: joined bools become lanes of mixed widths, which GCC does not vectorise.
+  static SEGKERNELS_INLINE int16_t takes_over(value_t v, value_t best) {
     const int16_t k = key(v);
-    return (k > key(best)) | (k == 0x7fff);
+    return static_cast<int16_t>(-(k > key(best))) | static_cast<int16_t>(-(k == 0x7fff));
   }
 };
 template <>
@@ -63,16 +68,17 @@ struct Order<bfloat16> : HalfOrder<0x7f80> {};
 // first[kh * row_step + kw * tap_step + i * step].
 template <typename order, int kernel, int step>
 SEGKERNELS_CLONES void reduce_window(const typename order::value_t* first, int64_t row_step, int64_t tap_step,
-                                     int64_t count, typename order::value_t* output, int32_t* offsets) {
+                                     int64_t count, typename order::value_t* output,
+                                     offset_t<typename order::value_t>* offsets) {
   using T = typename order::value_t;
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
     T best = first[i * step];
-    int32_t offset = 0;
+    offset_t<T> offset = 0;
 #pragma GCC unroll 16
     for (int k = 1; k < kernel * kernel; ++k) {
       const T v = first[k / kernel * row_step + k % kernel * tap_step + i * step];
-      const bool take = order::takes_over(v, best);
+      const auto take = order::takes_over(v, best);
       best = take ? v : best;
       offset = take ? k : offset;
     }
@@ -83,14 +89,15 @@ SEGKERNELS_CLONES void reduce_window(const typename order::value_t* first, int64
 
 // The same for one tap of any window; `output` and `offsets` hold the maximum so far.
 template <typename order>
-SEGKERNELS_CLONES void reduce_tap(const typename order::value_t* tap, int64_t step, int64_t count, int32_t offset,
-                                  typename order::value_t* output, int32_t* offsets) {
+SEGKERNELS_CLONES void reduce_tap(const typename order::value_t* tap, int64_t step, int64_t count,
+                                  offset_t<typename order::value_t> offset, typename order::value_t* output,
+                                  offset_t<typename order::value_t>* offsets) {
   using T = typename order::value_t;
   const auto update = [&](int64_t constant_step) SEGKERNELS_INLINE_LAMBDA {
 #pragma GCC ivdep
     for (int64_t i = 0; i < count; ++i) {
       const T v = tap[i * constant_step];
-      const bool take = order::takes_over(v, output[i]);
+      const auto take = order::takes_over(v, output[i]);
       output[i] = take ? v : output[i];
       offsets[i] = take ? offset : offsets[i];
     }
@@ -111,7 +118,8 @@ SEGKERNELS_CLONES void reduce_tap(const typename order::value_t* tap, int64_t st
   }
 }
 
-SEGKERNELS_CLONES void store_offsets(const int32_t* offsets, int64_t count, uint8_t* indices) {
+template <typename offset_type>
+SEGKERNELS_CLONES void store_offsets(const offset_type* offsets, int64_t count, uint8_t* indices) {
   for (int64_t i = 0; i < count; ++i) {
     indices[i] = static_cast<uint8_t>(offsets[i] < 0 ? 0 : offsets[i]);
   }
@@ -119,7 +127,8 @@ SEGKERNELS_CLONES void store_offsets(const int32_t* offsets, int64_t count, uint
 
 // Flat positions; `origin` is that of the first output's window corner, which may lie in the padding. `next_row` is the
 // way from the end of a window's row to the start of its next.
-SEGKERNELS_CLONES void store_positions(const int32_t* offsets, int64_t count, int64_t origin, int64_t step,
+template <typename offset_type>
+SEGKERNELS_CLONES void store_positions(const offset_type* offsets, int64_t count, int64_t origin, int64_t step,
                                        int32_t kernel_h, int32_t kernel_w, int32_t dilation_w, int64_t next_row,
                                        int64_t* indices) {
   for (int64_t i = 0; i < count; ++i) {
@@ -134,8 +143,8 @@ SEGKERNELS_CLONES void store_positions(const int32_t* offsets, int64_t count, in
   }
 }
 
-template <typename index_t>
-void store_indices(const MaxPool2dPlan& p, const int32_t* offsets, int64_t count, int64_t origin, int64_t step,
+template <typename offset_type, typename index_t>
+void store_indices(const MaxPool2dPlan& p, const offset_type* offsets, int64_t count, int64_t origin, int64_t step,
                    index_t* indices) {
   if constexpr (std::is_same_v<index_t, uint8_t>) {
     store_offsets(offsets, count, indices);
@@ -158,7 +167,7 @@ int32_t first_offset(const MaxPool2dPlan& p, int64_t y, int64_t x) {
 }
 
 template <typename T>
-using ReduceWindow = void (*)(const T*, int64_t, int64_t, int64_t, T*, int32_t*);
+using ReduceWindow = void (*)(const T*, int64_t, int64_t, int64_t, T*, offset_t<T>*);
 
 // The reduction with all taps in registers, or null for windows that have none.
 template <typename order>
@@ -181,7 +190,7 @@ template <typename order, typename index_t>
 void pool_rows(const MaxPool2dPlan& p, const typename order::value_t* input, typename order::value_t* output,
                index_t* indices, int64_t begin, int64_t end) {
   const auto reduce_fixed = fixed_window<order>(p);
-  int32_t offsets[kChunk];
+  offset_t<typename order::value_t> offsets[kChunk];
   for (int64_t item = begin; item < end; ++item) {
     const int64_t plane = item / p.out_h;
     const int64_t y = item - plane * p.out_h;
@@ -225,7 +234,7 @@ template <typename order, typename index_t>
 void pool_pixels(const MaxPool2dPlan& p, const typename order::value_t* input, typename order::value_t* output,
                  index_t* indices, int64_t begin, int64_t end) {
   const auto reduce_fixed = fixed_window<order>(p);
-  int32_t offsets[kChunk];
+  offset_t<typename order::value_t> offsets[kChunk];
   const int64_t channels = p.channels;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t n = item / p.out_h;
@@ -282,6 +291,11 @@ std::tuple<Tensor, Tensor> max_pool2d_cpu(const Tensor& input,  // [N, C, H, W]
   const int64_t out_w = pooled_size(input.size(3), kernel_size[1], stride[1], padding[1], dilation[1], ceil_mode);
   STD_TORCH_CHECK(out_h > 0 && out_w > 0, "max_pool2d: the output of input ", shape_string(input), " would be ", out_h,
                   "x", out_w);
+  if (input.element_size() == 2 && kernel_size[0] * kernel_size[1] > kHalfWindow) {
+    const auto [output, indices] = max_pool2d_cpu(torch::stable::to(input, ScalarType::Float), kernel_size, stride,
+                                                  padding, dilation, ceil_mode, index_bits);
+    return {torch::stable::to(output, input.scalar_type()), indices};
+  }
   const bool channels_last = is_channels_last(input);
   const Tensor values = to_dense(input, channels_last);
   const MaxPool2dPlan p = max_pool2d_plan(input, input.size(2), input.size(3), out_h, out_w, kernel_size, stride,

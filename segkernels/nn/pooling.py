@@ -28,6 +28,8 @@ class MaxPool2d(nn.MaxPool2d):
         index_dtype: torch.dtype = torch.int64,
     ) -> None:
         super().__init__(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
+        if index_dtype not in (torch.int64, torch.uint8):
+            raise TypeError(f"index_dtype: expected torch.int64 or torch.uint8, got {index_dtype}")
         self.index_dtype = index_dtype
 
     def forward(self, input: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 
 
 def output_size(
-    size: list[int], kernel_size: list[int], stride: list[int], padding: list[int], dilation: list[int], ceil_mode: bool
+    size: Sequence[int], kernel_size: list[int], stride: list[int], padding: list[int], dilation: list[int], ceil_mode: bool
 ) -> list[int]:
     """``[h, w]``; with ``ceil_mode`` a last window is kept only when it starts inside the input or its leading padding."""
     result = []
