@@ -104,9 +104,7 @@ def check_labels(
         raise _label_error("prediction", prediction, wrong_predictions, num_classes, ignore_index)
 
 
-def _label_error(
-    name: str, labels: torch.Tensor, wrong: int, num_classes: int, ignore_index: int | None
-) -> ValueError:
+def _label_error(name: str, labels: torch.Tensor, wrong: int, num_classes: int, ignore_index: int | None) -> ValueError:
     values = labels.flatten().long()
     outside = (values < 0) | (values >= num_classes)
     if ignore_index is not None:
