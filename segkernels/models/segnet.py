@@ -42,10 +42,9 @@ def _decoder(num_classes: int) -> nn.ModuleList:
     stages = []
     for stage, stage_input in zip(reversed(_STAGES), reversed(inputs)):
         widths = (*reversed(stage), stage_input)
-        layers = [layer for pair in zip(widths, widths[1:]) for layer in _conv_bn_relu(*pair)]
-        stages.append(nn.Sequential(*layers))
-    stages[-1] = stages[-1][:-2]
-    return nn.ModuleList(stages)
+        stages.append([layer for pair in zip(widths, widths[1:]) for layer in _conv_bn_relu(*pair)])
+    del stages[-1][-2:]
+    return nn.ModuleList(nn.Sequential(*layers) for layers in stages)
 
 
 class SegNet(nn.Module):

@@ -67,7 +67,7 @@ def _cases(photograph: Photograph, width: int) -> Iterator[Case]:
         return F.max_pool2d(x, 2, return_indices=True)[0]
 
     def theirs_unpool(x: torch.Tensor) -> torch.Tensor:
-        return F.max_unpool2d(x, positions, 2, output_size=size)
+        return F.max_unpool2d(x, positions, (2, 2), output_size=size)
 
     yield Case(
         "conv_transpose2d",

@@ -43,7 +43,7 @@ def curves(path: Path, training: dict[str, Any]) -> None:
     left.set(title="Dice + BCE", xlabel="step", ylabel="loss", ylim=(0, None))
     left.legend()
     right.plot(steps, [abs(a - b) for a, b in zip(first, second)])
-    right.set(title=f"difference between {ours} and {theirs}", xlabel="step", ylabel="absolute difference of the losses")
+    right.set(title=f"difference between {ours} and {theirs}", xlabel="step", ylabel="of the losses", yscale="log")
     for axis in (left, right):
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=100)
