@@ -67,7 +67,9 @@ def channel_weights(weights: Weights | None, name: str, input: torch.Tensor) -> 
     if weights is None:
         return None
     if not isinstance(weights, torch.Tensor):
-        weights = torch.tensor(weights, dtype=torch.float64 if input.dtype == torch.float64 else torch.float32).to(input.device)
+        weights = torch.tensor(weights, dtype=torch.float64 if input.dtype == torch.float64 else torch.float32).to(
+            input.device
+        )
     elif not weights.is_floating_point():
         weights = weights.to(torch.float32)
     count = weights.numel()
