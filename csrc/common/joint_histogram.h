@@ -14,7 +14,7 @@ namespace segkernels {
 constexpr int64_t kHistogramCopies = 4;
 constexpr int64_t kReplicatedBins = 4096;
 
-// Bin of each pair, times the copies; the caller sees to it that it fits.
+// Place of each pair in a table that is kept kHistogramCopies times.
 SEGKERNELS_CLONES inline void histogram_slots(const int32_t* rows, const int32_t* cols, int64_t count, int32_t width,
                                               int32_t* slots) {
   for (int64_t i = 0; i < count; ++i) {
@@ -25,13 +25,34 @@ SEGKERNELS_CLONES inline void histogram_slots(const int32_t* rows, const int32_t
 class JointHistogram {
  public:
   JointHistogram(int64_t height, int64_t width)
-      : height_(height), width_(width), copies_(height * width <= kReplicatedBins ? kHistogramCopies : 1) {
-    counts_.assign(height_ * width_ * copies_, 0);
-  }
+      : width_(width),
+        copies_(height * width <= kReplicatedBins ? kHistogramCopies : 1),
+        counts_(height * width * copies_),
+        totals_(height * width) {}
 
   // One more for each (rows[i], cols[i]); they must lie in [0, height) and [0, width).
   void add(const int32_t* rows, const int32_t* cols, int64_t count) {
-    int64_t* counts = counts_.data();
+    for (int64_t start = 0; start < count; start += kBlock) {
+      add_block(rows + start, cols + start, std::min(kBlock, count - start));
+    }
+  }
+
+  // Counts since the construction, [height, width].
+  const int64_t* totals() {
+    flush();
+    return totals_.data();
+  }
+
+ private:
+  static constexpr int64_t kBlock = 256;
+
+  void add_block(const int32_t* rows, const int32_t* cols, int64_t count) {
+    pending_ += count;
+    if (pending_ > UINT32_MAX) {
+      flush();
+      pending_ = count;
+    }
+    uint32_t* counts = counts_.data();
     if (copies_ == 1) {
       for (int64_t i = 0; i < count; ++i) {
         ++counts[rows[i] * width_ + cols[i]];
@@ -39,35 +60,32 @@ class JointHistogram {
       return;
     }
     int32_t slots[kBlock];
-    for (int64_t start = 0; start < count; start += kBlock) {
-      const int64_t block = std::min(kBlock, count - start);
-      histogram_slots(rows + start, cols + start, block, static_cast<int32_t>(width_), slots);
-      int64_t i = 0;
-      for (; i + kHistogramCopies <= block; i += kHistogramCopies) {
-        for (int64_t k = 0; k < kHistogramCopies; ++k) {
-          ++counts[slots[i + k] + k];
-        }
+    histogram_slots(rows, cols, count, static_cast<int32_t>(width_), slots);
+    int64_t i = 0;
+    for (; i + kHistogramCopies <= count; i += kHistogramCopies) {
+      for (int64_t k = 0; k < kHistogramCopies; ++k) {
+        ++counts[slots[i + k] + k];
       }
-      for (; i < block; ++i) {
-        ++counts[slots[i]];
-      }
+    }
+    for (; i < count; ++i) {
+      ++counts[slots[i]];
     }
   }
 
-  int64_t total(int64_t row, int64_t col) const {
-    const int64_t* counts = counts_.data() + (row * width_ + col) * copies_;
-    int64_t sum = 0;
-    for (int64_t k = 0; k < copies_; ++k) {
-      sum += counts[k];
+  void flush() {
+    const uint32_t* counts = counts_.data();
+    for (int64_t& total : totals_) {
+      for (int64_t k = 0; k < copies_; ++k) {
+        total += *counts++;
+      }
     }
-    return sum;
+    std::fill(counts_.begin(), counts_.end(), 0);
   }
 
- private:
-  static constexpr int64_t kBlock = 512;
-
-  int64_t height_, width_, copies_;
-  std::vector<int64_t> counts_;  // [height, width, copies]
+  int64_t width_, copies_;
+  std::vector<uint32_t> counts_;  // [height, width, copies]: 32 bits, so that more of the table stays in L1
+  std::vector<int64_t> totals_;   // [height, width]: what was flushed before a count could overflow
+  int64_t pending_ = 0;
 };
 
 }  // namespace segkernels

@@ -19,7 +19,7 @@ using torch::stable::Tensor;
 
 static_assert(std::endian::native == std::endian::little);  // label_bins parts 64-bit labels into words
 
-constexpr int64_t kLabelBlock = 1024;  // labels that callers read at once
+constexpr int64_t kLabelBlock = 256;  // labels that callers read at once
 
 template <typename label_t>
 struct LabelRule {
@@ -42,26 +42,30 @@ SEGKERNELS_CLONES void label_bins(const label_t* labels, int64_t count, LabelRul
   using wide_t = std::conditional_t<sizeof(label_t) == 8, uint64_t, uint32_t>;
   const uint32_t classes = static_cast<uint32_t>(rule.classes);
   const int32_t outside = rule.classes + 1;
+  const bool ignores = rule.ignored_bin != 0;
   int64_t i = 0;
   if constexpr (sizeof(label_t) == 8) {
     // 64-bit comparisons and narrowing are slow before AVX-512: eight labels are parted into low and high words.
     typedef int32_t words_t __attribute__((vector_size(32)));
     typedef uint32_t unsigned_t __attribute__((vector_size(32)));
+    typedef float floats_t __attribute__((vector_size(32)));
     const int32_t ignored_low = static_cast<int32_t>(rule.ignored);
     const int32_t ignored_high = static_cast<int32_t>(rule.ignored >> 32);
     for (; i + 8 <= count; i += 8) {
       // The next block: two tensors are read in turns, and the hardware's prefetcher starts anew at each.
       __builtin_prefetch(labels + i + kLabelBlock);
-      words_t a, b;
+      // As floats: their shuffle of two operands is one instruction, in this order of 128-bit lanes, undone at the end.
+      floats_t a, b;
       __builtin_memcpy(&a, labels + i, sizeof(a));
       __builtin_memcpy(&b, labels + i + 4, sizeof(b));
-      // In the order that two-operand shuffles of 128-bit lanes give; undone at the end.
-      const words_t low = __builtin_shufflevector(a, b, 0, 2, 8, 10, 4, 6, 12, 14);
-      const words_t high = __builtin_shufflevector(a, b, 1, 3, 9, 11, 5, 7, 13, 15);
+      const words_t low = (words_t)__builtin_shufflevector(a, b, 0, 2, 8, 10, 4, 6, 12, 14);
+      const words_t high = (words_t)__builtin_shufflevector(a, b, 1, 3, 9, 11, 5, 7, 13, 15);
       const words_t inside = ((unsigned_t)low < classes) & (high == 0);
-      const words_t ignored = (low == ignored_low) & (high == ignored_high);
       words_t bin = inside ? low : words_t{} + outside;
-      bin = ignored ? words_t{} + rule.ignored_bin : bin;
+      if (ignores) {
+        const words_t ignored = (low == ignored_low) & (high == ignored_high);
+        bin = ignored ? words_t{} + rule.ignored_bin : bin;
+      }
       bin = __builtin_shufflevector(bin, bin, 0, 1, 4, 5, 2, 3, 6, 7);
       __builtin_memcpy(bins + i, &bin, sizeof(bin));
     }
@@ -98,7 +102,9 @@ void dispatch_label(ScalarType dtype, const char* op, F&& f) {
 class Labels {
  public:
   Labels(const Tensor& labels, const char* op, int64_t classes, std::optional<int64_t> ignore_index)
-      : dense_(torch::stable::contiguous(labels)), classes_(classes), ignore_index_(ignore_index) {
+      : dense_(labels.is_contiguous() ? labels : torch::stable::contiguous(labels)),
+        classes_(classes),
+        ignore_index_(ignore_index) {
     dispatch_label(dense_.scalar_type(), op, [&]<typename label_t>() { read_ = &Labels::read<label_t>; });
     data_ = dense_.const_data_ptr();
   }

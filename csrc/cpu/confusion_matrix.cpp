@@ -34,22 +34,28 @@ void count_items(int64_t items, int64_t elements_per_item, const Counts& counts,
   const int64_t worthwhile = items * elements_per_item / std::max(kGrainElements, size * size);
   const int64_t workers = std::clamp<int64_t>(worthwhile, 1, torch::stable::get_num_threads());
   std::vector<JointHistogram> histograms(workers, JointHistogram(size, size));
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+  const auto work = [&](int64_t begin, int64_t end) {
     for (int64_t worker = begin; worker < end; ++worker) {
       f(histograms[worker], items * worker / workers, items * (worker + 1) / workers);
     }
-  });
+  };
+  if (workers == 1) {
+    work(0, 1);
+  } else {
+    torch::stable::parallel_for(0, workers, 1, work);
+  }
   std::fill(matrix, matrix + classes * classes, 0);
   std::fill(invalid, invalid + 2, 0);
-  for (const JointHistogram& histogram : histograms) {
+  for (JointHistogram& histogram : histograms) {
+    const int64_t* totals = histogram.totals();
     for (int64_t row = 0; row < classes; ++row) {
       for (int64_t col = 0; col < classes; ++col) {
-        matrix[row * classes + col] += histogram.total(row, col);
+        matrix[row * classes + col] += totals[row * size + col];
       }
     }
     for (int64_t bin = 0; bin < size; ++bin) {
-      invalid[0] += histogram.total(bin, classes + 1);
-      invalid[1] += histogram.total(classes + 1, bin);
+      invalid[0] += totals[bin * size + classes + 1];
+      invalid[1] += totals[(classes + 1) * size + bin];
     }
   }
 }
