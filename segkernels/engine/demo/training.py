@@ -29,7 +29,7 @@ class Recipe:
     seed: int
     width: int  # channels of the first block
     size: tuple[int, int]  # of the copy of the photograph that is trained on
-    learning_rate: float = 0.1
+    learning_rate: float = 2e-3
 
 
 class Contender:
@@ -40,7 +40,8 @@ class Contender:
         self.net = UNet(width=recipe.width, layers=layers)
         self.loss = loss
         rate = recipe.learning_rate
-        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=rate, momentum=0.9, nesterov=True)
+        # Adam steps by the sign of a tiny gradient: with its default eps, rounding alone would part the two networks.
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=rate, eps=1e-4)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, rate, total_steps=recipe.steps, pct_start=0.2)
         self.losses: list[float] = []
         self.milliseconds: list[float] = []
