@@ -19,7 +19,7 @@ using torch::stable::Tensor;
 
 static_assert(std::endian::native == std::endian::little);  // label_bins parts 64-bit labels into words
 
-constexpr int64_t kLabelBlock = 256;  // labels that callers read at once
+constexpr int64_t kLabelBlock = 256;  // labels worth reading at once: bins and counters stay in L1
 
 template <typename label_t>
 struct LabelRule {

@@ -16,8 +16,6 @@
 namespace segkernels {
 namespace {
 
-constexpr int64_t kBlock = kLabelBlock;  // pixels whose labels are held on the stack
-
 struct Counts {
   int64_t classes;
   int64_t* matrix;   // [C, C]
@@ -60,9 +58,9 @@ void count_items(int64_t items, int64_t elements_per_item, const Counts& counts,
   }
 }
 
-// Pixels in blocks that do not cross from one of `images` into the next; classify(image, begin, count, bins) finds the
-// predicted bins.
-template <typename F>
+// Pixels in blocks of kBlock that do not cross from one of `images` into the next; classify(image, begin, count, bins)
+// finds the predicted bins.
+template <int64_t kBlock, typename F>
 void count_blocks(int64_t images, int64_t pixels, int64_t elements_per_pixel, const Labels& target,
                   const Counts& counts, const F& classify) {
   const int64_t blocks = (pixels + kBlock - 1) / kBlock;
@@ -101,15 +99,15 @@ void count_logits(const Tensor& logits, bool channels_last, const Labels& target
   const int64_t pixels = images ? logits.numel() / (images * classes) : 0;
   const scalar_t* data = static_cast<const scalar_t*>(logits.const_data_ptr());
   if (channels_last) {
-    count_blocks(1, images * pixels, classes, target, counts,
-                 [&](int64_t, int64_t begin, int64_t count, int32_t* bins) {
-                   argmax_pixels(data + begin * classes, classes, count, bins);
-                 });
+    count_blocks<kLabelBlock>(1, images * pixels, classes, target, counts,
+                              [&](int64_t, int64_t begin, int64_t count, int32_t* bins) {
+                                argmax_pixels(data + begin * classes, classes, count, bins);
+                              });
   } else {
-    count_blocks(images, pixels, classes, target, counts,
-                 [&](int64_t image, int64_t begin, int64_t count, int32_t* bins) {
-                   argmax_planes(data + image * classes * pixels + begin, classes, pixels, count, bins);
-                 });
+    count_blocks<kPlaneBlock>(images, pixels, classes, target, counts,
+                              [&](int64_t image, int64_t begin, int64_t count, int32_t* bins) {
+                                argmax_planes(data + image * classes * pixels + begin, classes, pixels, count, bins);
+                              });
   }
 }
 
@@ -190,8 +188,9 @@ std::tuple<Tensor, Tensor> confusion_matrix_cpu(const Tensor& prediction,  // [N
     // An ignored class still counts where it is predicted; a label outside [0, C) has no column.
     const bool is_class = ignore_index.has_value() && *ignore_index >= 0 && *ignore_index < num_classes;
     const Labels predicted(prediction, "confusion_matrix", num_classes, is_class ? std::nullopt : ignore_index);
-    count_blocks(1, target.numel(), 2, truth, counts,
-                 [&](int64_t, int64_t begin, int64_t count, int32_t* bins) { predicted.bins(begin, count, bins); });
+    count_blocks<kLabelBlock>(
+        1, target.numel(), 2, truth, counts,
+        [&](int64_t, int64_t begin, int64_t count, int32_t* bins) { predicted.bins(begin, count, bins); });
     return {matrix, invalid};
   }
   const bool upsampled = check_logits(prediction, target, num_classes);

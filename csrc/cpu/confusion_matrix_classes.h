@@ -8,13 +8,13 @@
 
 #include "../common/bilinear.h"
 #include "../common/dispatch.h"
-#include "../common/label_bins.h"
 #include "../common/simd.h"
 
 namespace segkernels {
 
 constexpr int64_t kCacheLine = 64;
-constexpr int64_t kTile = 64;  // pixels of channels_last logits whose best logits stay in registers and L1
+constexpr int64_t kPlaneBlock = 1024;  // pixels of one class read in a row: a page of float32
+constexpr int64_t kTile = 64;          // pixels of channels_last logits whose best logits stay in registers and L1
 
 // Neighbouring output pixels that share their two source columns and are computed as one vector.
 template <typename acc_t>
@@ -53,13 +53,13 @@ struct Order<bfloat16> : HalfOrder<bfloat16, 0x7f80> {};
 template <typename scalar_t>
 using key_t = typename Order<scalar_t>::key_t;
 
-// Lowest class of the largest logit of each of up to kLabelBlock pixels; class c of pixel i lies at logits[c * step +
+// Lowest class of the largest logit of each of up to kPlaneBlock pixels; class c of pixel i lies at logits[c * step +
 // i].
 template <typename scalar_t>
 SEGKERNELS_CLONES void argmax_planes(const scalar_t* logits, int64_t classes, int64_t step, int64_t count,
                                      int32_t* bins) {
   using order = Order<scalar_t>;
-  key_t<scalar_t> best[kLabelBlock];
+  key_t<scalar_t> best[kPlaneBlock];
   for (int64_t i = 0; i < count; ++i) {
     best[i] = order::key(logits[i]);
     bins[i] = 0;
