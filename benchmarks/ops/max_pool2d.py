@@ -11,7 +11,7 @@ from benchmarks.cases import Case, Work
 from segkernels.ops import max_pool2d
 
 
-def case(name, shape, kernel=2, stride=2, padding=0, index_bytes=8, channels_last=False, **rest):
+def case(name, shape, kernel=2, stride=2, padding=0, index_bytes=8, channels_last=False, exact=True, **rest):
     n, c, h, w = shape
     pooled = n * c * ((h + 2 * padding - kernel) // stride + 1) * ((w + 2 * padding - kernel) // stride + 1)
 
@@ -31,7 +31,7 @@ def case(name, shape, kernel=2, stride=2, padding=0, index_bytes=8, channels_las
     options = {"return_indices": index_bytes > 0}
     ours = functools.partial(max_pool2d, **options, **({"index_dtype": torch.uint8} if index_bytes == 1 else {}))
     baselines = {"eager": functools.partial(F.max_pool2d, **options)}
-    return Case(name=name, inputs=inputs, ours=ours, baselines=baselines, work=work, exact=True, **rest)
+    return Case(name=name, inputs=inputs, ours=ours, baselines=baselines, work=work, exact=exact, **rest)
 
 
 SEGNET = (4, 64, 224, 224)
@@ -41,7 +41,8 @@ CASES = [
     case("indices 4x64x224x224 channels_last", SEGNET, channels_last=True),
     case("no indices 4x64x224x224", SEGNET, index_bytes=0),
     case("indices 4x512x28x28", (4, 512, 28, 28)),
-    case("resnet stem k3 s2 p1 4x64x112x112", (4, 64, 112, 112), 3, 2, 1, index_bytes=0),
+    # Overlapping windows: gradients are added up, so not equal to the last bit.
+    case("resnet stem k3 s2 p1 4x64x112x112", (4, 64, 112, 112), 3, 2, 1, index_bytes=0, exact=False),
     case("8x8 overhead", (1, 1, 8, 8), index_bytes=0, modes=("fwd",), overhead_goals={"fwd": 15.0}),
     case("8x8 indices overhead", (1, 1, 8, 8), modes=("fwd",), overhead_goals={"fwd": 15.0}),
 ]
