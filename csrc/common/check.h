@@ -65,6 +65,10 @@ inline torch::headeronly::MemoryFormat memory_format(bool channels_last) {
 
 // The tensor itself when it is already dense in that layout, a dense copy otherwise.
 inline Tensor to_dense(const Tensor& tensor, bool channels_last) {
+  // The dispatcher takes a microsecond even when there is nothing to copy.
+  if (channels_last ? is_channels_last(tensor) : tensor.is_contiguous()) {
+    return tensor;
+  }
   return torch::stable::contiguous(tensor, memory_format(channels_last));
 }
 

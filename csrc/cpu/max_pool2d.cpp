@@ -23,21 +23,27 @@ constexpr int64_t kChunk = 128;  // outputs whose window offsets are held on the
 
 struct NoIndex {};
 
-// Window offsets in lanes as wide as the values': selects of mixed widths keep the loops scalar for half types.
+// Window offsets in lanes as wide as the values', so that one mask selects both.
 template <typename T>
-using offset_t = std::conditional_t<sizeof(T) == 2, int16_t, int32_t>;
+using offset_t = std::conditional_t<sizeof(T) == 2, int16_t, std::conditional_t<sizeof(T) == 4, int32_t, int64_t>>;
 constexpr int64_t kHalfWindow = INT16_MAX;
 
-// takes_over(v, best): whether v, met later in raster order, replaces the maximum so far. As in torch the first maximum
-// stays, and the last NaN is kept.
+// What decides a comparison: key(v) of the value at hand, bar(key) of the maximum so far, and takes_over(key, bar),
+// whether a value met later in raster order replaces it. As in torch the first maximum stays, and the last NaN is kept.
 template <typename scalar_t>
 struct Order {
   using value_t = scalar_t;
   static constexpr value_t lowest() {
     return -std::numeric_limits<scalar_t>::infinity();
   }
-  static SEGKERNELS_INLINE bool takes_over(value_t v, value_t best) {
-    return (v > best) | (v != v);
+  static SEGKERNELS_INLINE value_t key(value_t v) {
+    return v;
+  }
+  static SEGKERNELS_INLINE value_t bar(value_t key) {
+    return key;
+  }
+  static SEGKERNELS_INLINE bool takes_over(value_t key, value_t bar) {
+    return (key > bar) | (key != key);
   }
 };
 
@@ -47,16 +53,19 @@ struct HalfOrder {
   static constexpr value_t lowest() {
     return 0x8000 | infinity;
   }
-  // Ordered as the number is, with one key for both zeros; every NaN has the largest.
+  // Ordered as the number is, with one key for both zeros. Every NaN has the largest, and a bar that another NaN
+  // passes.
   static SEGKERNELS_INLINE int16_t key(value_t bits) {
     const int16_t magnitude = bits & 0x7fff;
     const int16_t number = static_cast<int16_t>(bits) < 0 ? static_cast<int16_t>(-magnitude) : magnitude;
     return magnitude > infinity ? int16_t{0x7fff} : number;
   }
-  // A mask of 16 bits, not a bool: joined bools become lanes of mixed widths, which GCC does not vectorise.
-  static SEGKERNELS_INLINE int16_t takes_over(value_t v, value_t best) {
-    const int16_t k = key(v);
-    return static_cast<int16_t>(-(k > key(best))) | static_cast<int16_t>(-(k == 0x7fff));
+  static SEGKERNELS_INLINE int16_t bar(int16_t key) {
+    return key < 0x7ffe ? key : int16_t{0x7ffe};
+  }
+  // A mask instead of a bool keeps GCC from turning the selects into branches.
+  static SEGKERNELS_INLINE int16_t takes_over(int16_t key, int16_t bar) {
+    return static_cast<int16_t>(-(key > bar));
   }
 };
 template <>
@@ -74,45 +83,67 @@ SEGKERNELS_CLONES void reduce_window(const typename order::value_t* first, int64
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
     T best = first[i * step];
+    auto bar = order::bar(order::key(best));
     offset_t<T> offset = 0;
 #pragma GCC unroll 16
     for (int k = 1; k < kernel * kernel; ++k) {
       const T v = first[k / kernel * row_step + k % kernel * tap_step + i * step];
-      const auto take = order::takes_over(v, best);
+      const auto key = order::key(v);
+      const auto take = order::takes_over(key, bar);
       best = take ? v : best;
-      offset = take ? k : offset;
+      bar = take ? order::bar(key) : bar;
+      offset = take ? static_cast<offset_t<T>>(k) : offset;
     }
     output[i] = best;
     offsets[i] = offset;
   }
 }
 
-// The same for one tap of any window; `output` and `offsets` hold the maximum so far.
-template <typename order>
-SEGKERNELS_CLONES void reduce_tap(const typename order::value_t* tap, int64_t step, int64_t count,
-                                  offset_t<typename order::value_t> offset, typename order::value_t* output,
-                                  offset_t<typename order::value_t>* offsets) {
+// The same for `taps` neighbouring taps of one row of any window; `output` and `offsets` hold the maximum so far.
+template <typename order, int taps>
+SEGKERNELS_CLONES void reduce_taps(const typename order::value_t* first, int64_t tap_step, int64_t step, int64_t count,
+                                   int64_t first_offset, typename order::value_t* output,
+                                   offset_t<typename order::value_t>* offsets) {
   using T = typename order::value_t;
   const auto update = [&](int64_t constant_step) SEGKERNELS_INLINE_LAMBDA {
 #pragma GCC ivdep
     for (int64_t i = 0; i < count; ++i) {
-      const T v = tap[i * constant_step];
-      const auto take = order::takes_over(v, output[i]);
-      output[i] = take ? v : output[i];
-      offsets[i] = take ? offset : offsets[i];
+      T best = output[i];
+      auto bar = order::bar(order::key(best));
+      offset_t<T> offset = offsets[i];
+      const auto compare = [&](int k) SEGKERNELS_INLINE_LAMBDA {
+        const T v = first[k * tap_step + i * constant_step];
+        const auto key = order::key(v);
+        const auto take = order::takes_over(key, bar);
+        best = take ? v : best;
+        bar = take ? order::bar(key) : bar;
+        offset = take ? static_cast<offset_t<T>>(first_offset + k) : offset;
+      };
+      // Written out: GCC keeps a loop of one turn, and then does not vectorise the one around it.
+      compare(0);
+      if constexpr (taps == 4) {
+        compare(1);
+        compare(2);
+        compare(3);
+      }
+      output[i] = best;
+      offsets[i] = offset;
     }
   };
-  // A constant step is what lets the compiler use vector loads.
+  static_assert(taps == 1 || taps == 4);
+  // A constant step is what lets the compiler use vector loads; other steps are faster with branches.
   if (step == 1) {
     update(1);
-  } else if (step == 2) {
-    update(2);
-  } else {
+  } else if constexpr (taps == 1) {
+    if (step == 2) {
+      update(2);
+      return;
+    }
     for (int64_t i = 0; i < count; ++i) {
-      const T v = tap[i * step];
-      if (order::takes_over(v, output[i])) {
+      const T v = first[i * step];
+      if (order::takes_over(order::key(v), order::bar(order::key(output[i])))) {
         output[i] = v;
-        offsets[i] = offset;
+        offsets[i] = static_cast<offset_t<T>>(first_offset);
       }
     }
   }
@@ -133,12 +164,12 @@ SEGKERNELS_CLONES void store_positions(const offset_type* offsets, int64_t count
                                        int64_t* indices) {
   for (int64_t i = 0; i < count; ++i) {
     const int64_t across = origin + i * step + static_cast<int64_t>(offsets[i]) * dilation_w;
-    const int64_t index = across + (offsets[i] >= kernel_w ? next_row : 0);
-    indices[i] = offsets[i] < 0 ? -1 : index;
+    const int64_t down = (offsets[i] >= kernel_w ? next_row : 0) + (offsets[i] >= 2 * kernel_w ? next_row : 0);
+    indices[i] = offsets[i] < 0 ? -1 : across + down;
   }
-  for (int32_t kh = 2; kh < kernel_h; ++kh) {
+  for (int32_t kh = 3; kh < kernel_h; kh += 2) {
     for (int64_t i = 0; i < count; ++i) {
-      indices[i] += offsets[i] >= kh * kernel_w ? next_row : 0;
+      indices[i] += (offsets[i] >= kh * kernel_w ? next_row : 0) + (offsets[i] >= (kh + 1) * kernel_w ? next_row : 0);
     }
   }
 }
@@ -197,6 +228,7 @@ void pool_rows(const MaxPool2dPlan& p, const typename order::value_t* input, typ
     const auto* in = input + plane * p.in_plane();
     const int64_t corner = (y * p.stride_h - p.pad_h) * p.in_w - p.pad_w;
     // Outputs [left, right) have their whole window inside.
+    // Outputs [left, right) have their whole window inside.
     const bool whole = reduce_fixed && p.rows.front().contains(y) && p.rows.back().contains(y);
     const int64_t left = whole ? p.columns.front().begin : 0;
     const int64_t right = whole ? p.columns.back().end : 0;
@@ -219,8 +251,7 @@ void pool_rows(const MaxPool2dPlan& p, const typename order::value_t* input, typ
           const int64_t to = std::min(p.columns[kw].end, x + count);
           if (p.rows[kh].contains(y) && from < to) {
             const int64_t tap = corner + kh * p.dilation_h * p.in_w + kw * p.dilation_w + from * p.stride_w;
-            reduce_tap<order>(in + tap, p.stride_w, to - from, static_cast<int32_t>(k), out + (from - x),
-                              offsets + (from - x));
+            reduce_taps<order, 1>(in + tap, 0, p.stride_w, to - from, k, out + (from - x), offsets + (from - x));
           }
         }
       }
@@ -242,7 +273,13 @@ void pool_pixels(const MaxPool2dPlan& p, const typename order::value_t* input, t
     const auto* image = input + n * p.in_plane() * channels;
     const bool whole_rows = p.rows.front().contains(y) && p.rows.back().contains(y);
     for (int64_t x = 0; x < p.out_w; ++x) {
-      const bool whole = whole_rows && p.columns.front().contains(x) && p.columns.back().contains(x);
+      // Taps [left, right) of a window's row are inside.
+      const int64_t left = std::max<int64_t>(0, first_tap(p.columns, x));
+      int64_t right = p.kernel_w;
+      while (right > left && !p.columns[right - 1].contains(x)) {
+        --right;
+      }
+      const bool whole = whole_rows && right - left == p.kernel_w;
       const int64_t corner = (y * p.stride_h - p.pad_h) * p.in_w + x * p.stride_w - p.pad_w;
       const int64_t entry = (item * p.out_w + x) * channels;
       for (int64_t c = 0; c < channels; c += kChunk) {
@@ -254,12 +291,18 @@ void pool_pixels(const MaxPool2dPlan& p, const typename order::value_t* input, t
         } else {
           std::fill_n(out, count, order::lowest());
           std::fill_n(offsets, count, first_offset(p, y, x));
-          for (int64_t k = 0; k < p.window(); ++k) {
-            const int64_t kh = k / p.kernel_w;
-            const int64_t kw = k - kh * p.kernel_w;
-            if (p.rows[kh].contains(y) && p.columns[kw].contains(x)) {
-              const int64_t pixel = corner + kh * p.dilation_h * p.in_w + kw * p.dilation_w;
-              reduce_tap<order>(image + pixel * channels + c, 1, count, static_cast<int32_t>(k), out, offsets);
+          for (int64_t kh = 0; kh < p.kernel_h; ++kh) {
+            if (!p.rows[kh].contains(y)) {
+              continue;
+            }
+            const auto* row = image + (corner + kh * p.dilation_h * p.in_w) * channels + c;
+            const int64_t step = p.dilation_w * channels;
+            int64_t kw = left;
+            for (; kw + 4 <= right; kw += 4) {
+              reduce_taps<order, 4>(row + kw * step, step, 1, count, kh * p.kernel_w + kw, out, offsets);
+            }
+            for (; kw < right; ++kw) {
+              reduce_taps<order, 1>(row + kw * step, step, 1, count, kh * p.kernel_w + kw, out, offsets);
             }
           }
         }

@@ -14,6 +14,7 @@
 #include "../common/max_pool2d.h"
 #include "../common/parallel.h"
 #include "../common/simd.h"
+#include "../common/vecmath.h"
 
 namespace segkernels {
 namespace {
@@ -33,13 +34,28 @@ SEGKERNELS_INLINE bool matches(index_t index, int64_t wanted, int64_t step, int6
   }
 }
 
+template <typename T>
+SEGKERNELS_INLINE auto widen(T value) {
+  if constexpr (std::is_integral_v<T>) {
+    return value;
+  } else if constexpr (std::is_same_v<T, half>) {
+    return half_bits_to_float(value.x);
+  } else {
+    return static_cast<accumulate_t<T>>(value);
+  }
+}
+
+// T is the dtype where windows overlap, an unsigned integer of its size where they do not.
+template <typename T>
+using sum_t = std::conditional_t<std::is_integral_v<T>, T, accumulate_t<T>>;
+
 template <typename T, typename index_t>
 SEGKERNELS_CLONES void select_matches(const T* grad, const index_t* indices, int64_t count, int64_t wanted,
-                                      int64_t step, T* result) {
+                                      int64_t step, sum_t<T>* result) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
-    const T value = grad[i];
-    result[i] = matches(indices[i], wanted, step, i) ? value : T(0);
+    const sum_t<T> value = widen(grad[i]);
+    result[i] = matches(indices[i], wanted, step, i) ? value : sum_t<T>(0);
   }
 }
 
@@ -57,11 +73,20 @@ SEGKERNELS_CLONES void select_pairs(const T* grad, const index_t* indices, int64
 
 template <typename T, typename index_t>
 SEGKERNELS_CLONES void add_matches(const T* grad, const index_t* indices, int64_t count, int64_t wanted, int64_t step,
-                                   accumulate_t<T>* sum) {
+                                   sum_t<T>* sum) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
-    const accumulate_t<T> value = static_cast<accumulate_t<T>>(grad[i]);
-    sum[i] += matches(indices[i], wanted, step, i) ? value : accumulate_t<T>(0);
+    const sum_t<T> value = widen(grad[i]);
+    sum[i] += matches(indices[i], wanted, step, i) ? value : sum_t<T>(0);
+  }
+}
+
+template <typename T, typename S>
+SEGKERNELS_INLINE T narrow(S sum) {
+  if constexpr (std::is_same_v<T, half>) {
+    return half(float_to_half_bits(sum), half::from_bits());
+  } else {
+    return static_cast<T>(sum);
   }
 }
 
@@ -70,55 +95,70 @@ template <typename sum_t, typename T>
 SEGKERNELS_CLONES void interleave(const sum_t* sum, int64_t length, int64_t stride, int64_t width, T* row) {
   if (stride == 1) {
     for (int64_t j = 0; j < width; ++j) {
-      row[j] = static_cast<T>(sum[j]);
+      row[j] = narrow<T>(sum[j]);
     }
   } else if (stride == 2) {
     const int64_t pairs = width / 2;
 #pragma GCC ivdep
     for (int64_t j = 0; j < pairs; ++j) {
-      row[2 * j] = static_cast<T>(sum[j]);
-      row[2 * j + 1] = static_cast<T>(sum[length + j]);
+      row[2 * j] = narrow<T>(sum[j]);
+      row[2 * j + 1] = narrow<T>(sum[length + j]);
     }
     if (width % 2) {
-      row[width - 1] = static_cast<T>(sum[pairs]);
+      row[width - 1] = narrow<T>(sum[pairs]);
     }
   } else {
     for (int64_t phase = 0; phase < std::min(stride, width); ++phase) {
       for (int64_t j = 0; j * stride + phase < width; ++j) {
-        row[j * stride + phase] = static_cast<T>(sum[phase * length + j]);
+        row[j * stride + phase] = narrow<T>(sum[phase * length + j]);
       }
     }
   }
 }
 
-// Calls f(tap, output) for the taps of one axis that reach `position`, outputs in falling order.
-template <typename F>
-void for_each_tap(const std::vector<TapRange>& ranges, int64_t position, int64_t stride, int64_t pad, int64_t dilation,
-                  const F& f) {
-  for (int64_t k = 0; k < static_cast<int64_t>(ranges.size()); ++k) {
-    const int64_t start = position + pad - k * dilation;
-    if (start >= 0 && start % stride == 0 && ranges[k].contains(start / stride)) {
-      f(k, start / stride);
+// For every input position of one axis, the taps that reach it and the outputs they belong to, in the order of taps.
+struct Reach {
+  int64_t tap, output;
+};
+
+class Reaches {
+ public:
+  Reaches(const std::vector<TapRange>& ranges, int64_t in, int64_t stride, int64_t pad, int64_t dilation)
+      : start_(in + 1) {
+    for (int64_t position = 0; position < in; ++position) {
+      for (int64_t k = 0; k < static_cast<int64_t>(ranges.size()) && position + pad >= k * dilation; ++k) {
+        const int64_t distance = position + pad - k * dilation;
+        if (distance % stride == 0 && ranges[k].contains(distance / stride)) {
+          reaches_.push_back({k, distance / stride});
+        }
+      }
+      start_[position + 1] = static_cast<int64_t>(reaches_.size());
     }
   }
-}
-
-// T is the dtype where windows overlap, an unsigned integer of its size where they do not.
-template <typename T>
-using sum_t = std::conditional_t<std::is_integral_v<T>, T, accumulate_t<T>>;
-
-template <typename T, typename index_t>
-void add_run(const T* grad, const index_t* indices, int64_t count, int64_t wanted, int64_t step, sum_t<T>* sum) {
-  if constexpr (std::is_integral_v<T>) {
-    select_matches(grad, indices, count, wanted, step, sum);
-  } else {
-    add_matches(grad, indices, count, wanted, step, sum);
+  const Reach* begin(int64_t position) const {
+    return reaches_.data() + start_[position];
   }
-}
+  const Reach* end(int64_t position) const {
+    return reaches_.data() + start_[position + 1];
+  }
+
+ private:
+  std::vector<int64_t> start_;
+  std::vector<Reach> reaches_;
+};
+
+struct GatherPlan : MaxPool2dPlan {
+  explicit GatherPlan(const MaxPool2dPlan& p)
+      : MaxPool2dPlan(p),
+        row_reaches(p.rows, p.in_h, p.stride_h, p.pad_h, p.dilation_h),
+        column_reaches(p.columns, p.in_w, p.stride_w, p.pad_w, p.dilation_w) {}
+
+  Reaches row_reaches, column_reaches;
+};
 
 // NCHW: input rows [begin, end) of all planes.
 template <typename T, typename index_t>
-void gather_rows(const MaxPool2dPlan& p, const T* grad_output, const index_t* indices, T* grad_input, int64_t begin,
+void gather_rows(const GatherPlan& p, const T* grad_output, const index_t* indices, T* grad_input, int64_t begin,
                  int64_t end) {
   constexpr bool offsets = sizeof(index_t) == 1;
   const bool pairs = std::is_integral_v<T> && p.kernel_w == 2 && p.stride_w == 2 && p.dilation_w == 1 && p.pad_w == 0;
@@ -128,39 +168,39 @@ void gather_rows(const MaxPool2dPlan& p, const T* grad_output, const index_t* in
     const int64_t plane = item / p.in_h;
     const int64_t y = item - plane * p.in_h;
     T* row = grad_input + item * p.in_w;
-    bool written = false;
+    const bool reached = p.row_reaches.begin(y) != p.row_reaches.end(y);
+    if (!reached) {
+      std::fill_n(row, p.in_w, T(0));
+      continue;
+    }
     std::fill(sum.begin(), sum.end(), sum_t<T>(0));
-    for_each_tap(p.rows, y, p.stride_h, p.pad_h, p.dilation_h, [&](int64_t kh, int64_t oy) {
-      const T* grad = grad_output + plane * p.out_plane() + oy * p.out_w;
-      const index_t* index = indices + plane * p.out_plane() + oy * p.out_w;
+    for (const Reach* r = p.row_reaches.begin(y); r != p.row_reaches.end(y); ++r) {
+      const T* grad = grad_output + plane * p.out_plane() + r->output * p.out_w;
+      const index_t* index = indices + plane * p.out_plane() + r->output * p.out_w;
       if constexpr (std::is_integral_v<T>) {
         if (pairs) {
           const int64_t count = p.columns[1].end;
-          const int64_t wanted = offsets ? kh * 2 : y * p.in_w;
+          const int64_t wanted = offsets ? r->tap * 2 : y * p.in_w;
           select_pairs(grad, index, count, wanted, row);
           std::fill(row + 2 * count, row + p.in_w, T(0));
           if (p.columns[0].end > count) {
             select_matches(grad + count, index + count, 1, offsets ? wanted : wanted + 2 * count, 2, row + 2 * count);
           }
-          written = true;
-          return;
+          continue;
         }
       }
       for (int64_t kw = 0; kw < p.kernel_w; ++kw) {
         const TapRange range = p.columns[kw];
         if (range.begin < range.end) {
           const int64_t column = range.begin * p.stride_w + kw * p.dilation_w - p.pad_w;
-          const int64_t phase = column % p.stride_w;
-          add_run(grad + range.begin, index + range.begin, range.end - range.begin,
-                  offsets ? kh * p.kernel_w + kw : y * p.in_w + column, p.stride_w,
-                  sum.data() + phase * length + column / p.stride_w);
+          const int64_t wanted = offsets ? r->tap * p.kernel_w + kw : y * p.in_w + column;
+          // A row of one stride's phase is contiguous, so that any stride runs in vector lanes.
+          add_matches(grad + range.begin, index + range.begin, range.end - range.begin, wanted, p.stride_w,
+                      sum.data() + column % p.stride_w * length + column / p.stride_w);
         }
       }
-      written = true;
-    });
-    if (!written) {
-      std::fill_n(row, p.in_w, T(0));
-    } else if (!pairs) {
+    }
+    if (!pairs) {
       interleave(sum.data(), length, p.stride_w, p.in_w, row);
     }
   }
@@ -168,7 +208,7 @@ void gather_rows(const MaxPool2dPlan& p, const T* grad_output, const index_t* in
 
 // channels_last: input rows [begin, end) of all images.
 template <typename T, typename index_t>
-void gather_pixels(const MaxPool2dPlan& p, const T* grad_output, const index_t* indices, T* grad_input, int64_t begin,
+void gather_pixels(const GatherPlan& p, const T* grad_output, const index_t* indices, T* grad_input, int64_t begin,
                    int64_t end) {
   sum_t<T> buffer[kChunk];
   for (int64_t item = begin; item < end; ++item) {
@@ -183,17 +223,15 @@ void gather_pixels(const MaxPool2dPlan& p, const T* grad_output, const index_t* 
           sum = result;
         }
         bool written = false;
-        for_each_tap(p.rows, y, p.stride_h, p.pad_h, p.dilation_h, [&](int64_t kh, int64_t oy) {
-          for_each_tap(p.columns, x, p.stride_w, p.pad_w, p.dilation_w, [&](int64_t kw, int64_t ox) {
-            if (!written && !std::is_integral_v<T>) {
-              std::fill_n(sum, count, sum_t<T>(0));
-            }
+        for (const Reach* row = p.row_reaches.begin(y); row != p.row_reaches.end(y); ++row) {
+          for (const Reach* column = p.column_reaches.begin(x); column != p.column_reaches.end(x); ++column) {
+            const int64_t entry = (n * p.out_plane() + row->output * p.out_w + column->output) * p.channels + c;
+            const int64_t wanted = sizeof(index_t) == 1 ? row->tap * p.kernel_w + column->tap : y * p.in_w + x;
+            const auto accumulate = written ? add_matches<T, index_t> : select_matches<T, index_t>;
+            accumulate(grad_output + entry, indices + entry, count, wanted, 0, sum);
             written = true;
-            const int64_t entry = (n * p.out_plane() + oy * p.out_w + ox) * p.channels + c;
-            add_run(grad_output + entry, indices + entry, count,
-                    sizeof(index_t) == 1 ? kh * p.kernel_w + kw : y * p.in_w + x, 0, sum);
-          });
-        });
+          }
+        }
         if (!written) {
           std::fill_n(result, count, T(0));
         } else if constexpr (!std::is_same_v<T, sum_t<T>>) {
@@ -238,20 +276,21 @@ void scatter(const MaxPool2dPlan& p, int64_t groups, int64_t width, const T* gra
         const int64_t entry = out_start + pixel * step + i;
         const int64_t position = flat_position(p, indices[entry], y, pixel - y * p.out_w);
         if (position >= 0) {
-          sum[position * width + i] += static_cast<accumulate_t<T>>(grad_output[entry]);
+          sum[position * width + i] += widen(grad_output[entry]);
         }
       }
     }
     for (int64_t pixel = 0; pixel < p.in_plane(); ++pixel) {
       for (int64_t i = 0; i < count; ++i) {
-        grad_input[in_start + pixel * step + i] = static_cast<T>(sum[pixel * width + i]);
+        grad_input[in_start + pixel * step + i] = narrow<T>(sum[pixel * width + i]);
       }
     }
   }
 }
 
 template <typename T, typename index_t>
-void gather_all(const MaxPool2dPlan& p, const T* grad_output, const index_t* indices, T* grad_input) {
+void gather_all(const MaxPool2dPlan& plan, const T* grad_output, const index_t* indices, T* grad_input) {
+  const GatherPlan p(plan);
   const int64_t rows = (p.channels_last ? p.batch : p.planes()) * p.in_h;
   parallel_items(rows, p.in_w * (p.channels_last ? p.channels : 1), [&](int64_t begin, int64_t end) {
     const auto gather = p.channels_last ? gather_pixels<T, index_t> : gather_rows<T, index_t>;

@@ -142,23 +142,27 @@ def max_pool2d(
     check_floating(input, "input")
     kernel = pair(kernel_size, "kernel_size", 1)
     # torch takes an empty stride, too.
-    step = kernel if stride is None or stride == [] or stride == () else pair(stride, "stride", 1)
+    step = pair(stride, "stride", 1) if stride or stride == 0 else kernel
     pad = pair(padding, "padding", 0)
     spread = pair(dilation, "dilation", 1)
+    check_rank(input, "input", (3, 4), "[N, C, H, W] or [C, H, W]")
     if input.dim() == 3:
         result = max_pool2d(input[None], kernel, step, pad, spread, ceil_mode, return_indices, index_dtype)
         return (result[0][0], result[1][0]) if return_indices else result[0]
-    check_rank(input, "input", (3, 4), "[N, C, H, W] or [C, H, W]")
+    shape = input.shape
     for d in range(2):
-        if 2 * pad[d] > spread[d] * (kernel[d] - 1) + 1:
+        extent = spread[d] * (kernel[d] - 1) + 1
+        if 2 * pad[d] > extent:
             raise ValueError(
                 f"padding: expected at most half of the kernel, got {padding!r} for kernel_size {kernel_size!r} "
                 f"and dilation {dilation!r}"
             )
-    shape = input.shape
-    h, w = output_size(shape[2:], kernel, step, pad, spread, ceil_mode)
-    if h <= 0 or w <= 0 or shape[2] == 0 or shape[3] == 0:
-        raise ValueError(f"input: expected planes that hold the window, got shape {list(shape)} and an output of {h}x{w}")
+        if shape[2 + d] == 0 or shape[2 + d] + 2 * pad[d] < extent:
+            h, w = output_size(shape[2:], kernel, step, pad, spread, ceil_mode)
+            if shape[2 + d] == 0 or h <= 0 or w <= 0:
+                raise ValueError(
+                    f"input: expected planes that hold the window, got shape {list(shape)} and an output of {h}x{w}"
+                )
     small = kernel[0] * kernel[1] <= 256
     if return_indices:
         if index_dtype == torch.uint8:
