@@ -26,6 +26,13 @@ def _demo(arguments: argparse.Namespace) -> int:
     return demo.run(arguments.output, steps=arguments.steps, seed=arguments.seed, quick=arguments.quick)
 
 
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="segkernels", description="Segmentation operators for PyTorch.")
     parser.add_argument("--version", action="version", version=f"segkernels {__version__}")
@@ -39,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         "demo", help="run the operators on a photograph and train a U-Net on it", description="Fits one photograph."
     )
     demo.add_argument("--output", default="demo", metavar="DIR", help="folder for pictures and report (default: demo)")
-    demo.add_argument("--steps", type=int, metavar="N", help="training steps (default: 80)")
+    demo.add_argument("--steps", type=_positive, metavar="N", help="training steps (default: 60)")
     demo.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and activations (default: 0)")
     demo.add_argument("--quick", action="store_true", help="few steps of a small network on a small copy: does it run?")
     demo.set_defaults(run=_demo)

@@ -93,6 +93,22 @@ def test_runs_on_these_operators(full_size: UNet) -> None:
     assert kinds.count(segkernels.nn.ConvTranspose2d) == 4
 
 
+def test_upsampled_channels_come_before_the_skip() -> None:
+    """The lecture's ``torch.cat([x, skip])``: checkpoints depend on the order."""
+    net = small().eval()
+    seen = {}
+    net.d2.up.register_forward_hook(lambda module, inputs, output: seen.update(up=output))
+    net.e3.conv.register_forward_hook(lambda module, inputs, output: seen.update(skip=output))
+    net.d2.conv.register_forward_pre_hook(lambda module, inputs: seen.update(both=inputs[0]))
+    with torch.no_grad():
+        # 18 pixels are 4 at the skip and 2 below it; 22 are 5 and 2: one row and column of zeros.
+        net(torch.randn(1, 3, 18, 22))
+    up, skip = seen["both"].split(16, dim=1)
+    assert torch.equal(skip, seen["skip"])
+    assert torch.equal(up[..., :4, :4], seen["up"])
+    assert up.shape == (1, 16, 4, 5) and not up[..., 4].any()
+
+
 @pytest.mark.parametrize("size", [(16, 16), (17, 31), (33, 50), (47, 16)])
 def test_odd_sizes(size: tuple[int, int]) -> None:
     output = small(in_channels=2, num_classes=3)(torch.randn(2, 2, *size))

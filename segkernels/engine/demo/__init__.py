@@ -25,7 +25,7 @@ def run(output: str | Path = "demo", *, steps: int | None = None, seed: int = 0,
 
     Args:
         output: folder for them, made when it is not there.
-        steps: training steps; default 80, or 6 when quick.
+        steps: training steps; default 60, or 6 when quick.
         seed: of weights and activations.
         quick: a small network on a small copy of the photograph, to see that everything runs.
 
@@ -51,13 +51,13 @@ def run(output: str | Path = "demo", *, steps: int | None = None, seed: int = 0,
     doctor.show(found, console)
 
     console.print("\n2. Each operator on activations of the photograph")
-    rows = operators.compare(voc, width=8 if quick else 64, seed=seed, seconds=0.0 if quick else 0.4)
+    rows = operators.compare(voc, width=8 if quick else 64, seed=seed, seconds=0.0 if quick else 0.3)
     title = "Error: largest difference to torch's op in float64, relative. Times: interleaved medians"
     console.table(title, operators.COLUMNS, [tuple(row.values()) for row in rows])
 
     console.print("\n3. A U-Net, person against the rest, on these operators and on torch.nn's from the same seed")
     recipe = training.Recipe(
-        steps=steps or (6 if quick else 80), seed=seed, width=8 if quick else 16, size=(96, 128) if quick else (192, 256)
+        steps=steps or (6 if quick else 60), seed=seed, width=8 if quick else 16, size=(96, 128) if quick else (192, 256)
     )
     contenders = training.train(voc, recipe, console)
     trained = training.report(contenders, recipe)
