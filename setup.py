@@ -36,6 +36,7 @@ STABLE = [f"-DTORCH_TARGET_VERSION={TARGET_VERSION}", "-DTORCH_STABLE_ONLY"]
 # -g0: Python's own flags ask for debug information, which triples a library and its compile time.
 CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wno-psabi"]
 # -fno-wrapv: Python's own flags define signed overflow, which would hide it.
+EXPORT_NOTHING = f"-Wl,--version-script={ROOT}/csrc/common/hidden.map"
 SANITIZE_FLAGS = [
     "-O1",
     "-g",
@@ -88,7 +89,7 @@ def cpu_library() -> Extension:
         sources("cpu", "cpp"),
         py_limited_api=True,
         extra_compile_args={"cxx": flags},
-        extra_link_args=["-fsanitize=address,undefined"] if SANITIZE else [],
+        extra_link_args=[EXPORT_NOTHING, *(["-fsanitize=address,undefined"] if SANITIZE else [])],
         depends=headers(),
     )
     extension.libraries = ["c10", "torch_cpu"]
@@ -120,7 +121,7 @@ def cuda_library(nvcc: Path) -> Extension:
         },
         # The runtime is linked in, so that the library does not ask for one CUDA minor version; torch's own symbols stay
         # undefined and are found in the process that loads it.
-        extra_link_args=[f"-L{home}/lib64", "-lcudart_static", "-ldl", "-lrt", "-lpthread", "-Wl,--exclude-libs,ALL"],
+        extra_link_args=[f"-L{home}/lib64", "-lcudart_static", "-ldl", "-lrt", "-lpthread", EXPORT_NOTHING],
         depends=headers(),
     )
     extension.libraries = []

@@ -14,9 +14,8 @@
 #include "../common/gemm.h"
 
 namespace segkernels {
-namespace {  // its one includer's: the clones' resolvers would be exported otherwise
 
-bool phases_apply(const ConvTranspose2dParams& p) {
+inline bool phases_apply(const ConvTranspose2dParams& p) {
   return p.kernel_h == 2 * p.stride_h && p.kernel_w == 2 * p.stride_w && p.stride_w % Gemm<float>::kLanes == 0 &&
          p.dilation_h == 1 && p.dilation_w == 1 && p.groups == 1 && p.output_pad_h <= p.pad_h &&
          p.output_pad_w <= p.pad_w;
@@ -348,5 +347,4 @@ struct Phases {
   }
 };
 
-}  // namespace
 }  // namespace segkernels
