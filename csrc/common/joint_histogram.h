@@ -3,89 +3,76 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "simd.h"
 
 namespace segkernels {
 
-// Neighbouring pixels tend to fall into one bin, and an increment that waits for the previous one's store takes several
-// cycles: small tables are kept four times, side by side in a cache line, and summed at the end.
-constexpr int64_t kHistogramCopies = 4;
-constexpr int64_t kReplicatedBins = 4096;
+// One more in each of eight bins. Label maps are runs of one pair, and an increment that waits for the previous one's
+// store takes several cycles: eight equal bins are one addition.
+SEGKERNELS_INLINE void count_eight(const int32_t* bins, int64_t* counts) {
+  uint64_t pairs[4];
+  std::memcpy(pairs, bins, sizeof(pairs));
+  const uint64_t differ = (pairs[0] ^ pairs[1]) | (pairs[2] ^ pairs[3]) | (pairs[0] ^ pairs[2]);
+  const uint64_t first = static_cast<uint32_t>(pairs[0]);
+  if ((differ | (first ^ pairs[0] >> 32)) == 0) {
+    counts[first] += 8;
+    return;
+  }
+  for (const uint64_t pair : pairs) {
+    ++counts[static_cast<uint32_t>(pair)];
+    ++counts[pair >> 32];
+  }
+}
 
-// Place of each pair in a table that is kept kHistogramCopies times.
-SEGKERNELS_CLONES inline void histogram_slots(const int32_t* rows, const int32_t* cols, int64_t count, int32_t width,
-                                              int32_t* slots) {
+SEGKERNELS_CLONES inline void joint_bins(const int32_t* rows, const int32_t* cols, int64_t count, int32_t width,
+                                         int32_t* bins) {
   for (int64_t i = 0; i < count; ++i) {
-    slots[i] = (rows[i] * width + cols[i]) * static_cast<int32_t>(kHistogramCopies);
+    bins[i] = rows[i] * width + cols[i];
   }
 }
 
 class JointHistogram {
  public:
-  JointHistogram(int64_t height, int64_t width)
-      : width_(width),
-        copies_(height * width <= kReplicatedBins ? kHistogramCopies : 1),
-        counts_(height * width * copies_),
-        totals_(height * width) {}
+  JointHistogram(int64_t height, int64_t width) : width_(width), counts_(height * width) {}
 
   // One more for each (rows[i], cols[i]); they must lie in [0, height) and [0, width).
   void add(const int32_t* rows, const int32_t* cols, int64_t count) {
+    if (!narrow()) {
+      for (int64_t i = 0; i < count; ++i) {
+        ++counts_[rows[i] * width_ + cols[i]];
+      }
+      return;
+    }
+    int32_t bins[kBlock];
     for (int64_t start = 0; start < count; start += kBlock) {
-      add_block(rows + start, cols + start, std::min(kBlock, count - start));
+      const int64_t block = std::min(kBlock, count - start);
+      joint_bins(rows + start, cols + start, block, static_cast<int32_t>(width_), bins);
+      int64_t i = 0;
+      for (; i + 8 <= block; i += 8) {
+        count_eight(bins + i, counts_.data());
+      }
+      for (; i < block; ++i) {
+        ++counts_[bins[i]];
+      }
     }
   }
 
-  // Counts since the construction, [height, width].
-  const int64_t* totals() {
-    flush();
-    return totals_.data();
+  // Whether row * width + col fits 32 bits.
+  bool narrow() const {
+    return static_cast<int64_t>(counts_.size()) <= INT32_MAX;
+  }
+  int64_t* counts() {  // [height, width]
+    return counts_.data();
   }
 
  private:
   static constexpr int64_t kBlock = 256;
 
-  void add_block(const int32_t* rows, const int32_t* cols, int64_t count) {
-    pending_ += count;
-    if (pending_ > UINT32_MAX) {
-      flush();
-      pending_ = count;
-    }
-    uint32_t* counts = counts_.data();
-    if (copies_ == 1) {
-      for (int64_t i = 0; i < count; ++i) {
-        ++counts[rows[i] * width_ + cols[i]];
-      }
-      return;
-    }
-    int32_t slots[kBlock];
-    histogram_slots(rows, cols, count, static_cast<int32_t>(width_), slots);
-    int64_t i = 0;
-    for (; i + kHistogramCopies <= count; i += kHistogramCopies) {
-      for (int64_t k = 0; k < kHistogramCopies; ++k) {
-        ++counts[slots[i + k] + k];
-      }
-    }
-    for (; i < count; ++i) {
-      ++counts[slots[i]];
-    }
-  }
-
-  void flush() {
-    const uint32_t* counts = counts_.data();
-    for (int64_t& total : totals_) {
-      for (int64_t k = 0; k < copies_; ++k) {
-        total += *counts++;
-      }
-    }
-    std::fill(counts_.begin(), counts_.end(), 0);
-  }
-
-  int64_t width_, copies_;
-  std::vector<uint32_t> counts_;  // [height, width, copies]: 32 bits, so that more of the table stays in L1
-  std::vector<int64_t> totals_;   // [height, width]: what was flushed before a count could overflow
-  int64_t pending_ = 0;
+  int64_t width_;
+  std::vector<int64_t> counts_;
 };
 
 }  // namespace segkernels

@@ -37,35 +37,39 @@ LabelRule<label_t> label_rule(int64_t classes, std::optional<int64_t> ignore_ind
   return {count, label_t(0), 0};  // nothing is ignored: label 0 keeps bin 0
 }
 
+typedef int32_t bins_t __attribute__((vector_size(32)));
+
+// Bins of labels[0..7], in the order 0 1 4 5 2 3 6 7. 64-bit comparisons and narrowing are slow before AVX-512: the
+// labels are parted into low and high words, as floats, whose shuffle of two operands is one instruction.
+SEGKERNELS_INLINE bins_t eight_bins(const int64_t* labels, const LabelRule<int64_t>& rule) {
+  typedef uint32_t unsigned_t __attribute__((vector_size(32)));
+  typedef float floats_t __attribute__((vector_size(32)));
+  floats_t a, b;
+  __builtin_memcpy(&a, labels, sizeof(a));
+  __builtin_memcpy(&b, labels + 4, sizeof(b));
+  const bins_t low = (bins_t)__builtin_shufflevector(a, b, 0, 2, 8, 10, 4, 6, 12, 14);
+  const bins_t high = (bins_t)__builtin_shufflevector(a, b, 1, 3, 9, 11, 5, 7, 13, 15);
+  const bins_t inside = ((unsigned_t)low < static_cast<uint32_t>(rule.classes)) & (high == 0);
+  const bins_t bin = inside ? low : bins_t{} + (rule.classes + 1);
+  if (rule.ignored_bin == 0) {
+    return bin;
+  }
+  const bins_t ignored =
+      (low == static_cast<int32_t>(rule.ignored)) & (high == static_cast<int32_t>(rule.ignored >> 32));
+  return ignored ? bins_t{} + rule.ignored_bin : bin;
+}
+
 template <typename label_t>
 SEGKERNELS_CLONES void label_bins(const label_t* labels, int64_t count, LabelRule<label_t> rule, int32_t* bins) {
   using wide_t = std::conditional_t<sizeof(label_t) == 8, uint64_t, uint32_t>;
   const uint32_t classes = static_cast<uint32_t>(rule.classes);
   const int32_t outside = rule.classes + 1;
-  const bool ignores = rule.ignored_bin != 0;
   int64_t i = 0;
   if constexpr (sizeof(label_t) == 8) {
-    // 64-bit comparisons and narrowing are slow before AVX-512: eight labels are parted into low and high words.
-    typedef int32_t words_t __attribute__((vector_size(32)));
-    typedef uint32_t unsigned_t __attribute__((vector_size(32)));
-    typedef float floats_t __attribute__((vector_size(32)));
-    const int32_t ignored_low = static_cast<int32_t>(rule.ignored);
-    const int32_t ignored_high = static_cast<int32_t>(rule.ignored >> 32);
     for (; i + 8 <= count; i += 8) {
       // The next block: two tensors are read in turns, and the hardware's prefetcher starts anew at each.
       __builtin_prefetch(labels + i + kLabelBlock);
-      // As floats: their shuffle of two operands is one instruction, in this order of 128-bit lanes, undone at the end.
-      floats_t a, b;
-      __builtin_memcpy(&a, labels + i, sizeof(a));
-      __builtin_memcpy(&b, labels + i + 4, sizeof(b));
-      const words_t low = (words_t)__builtin_shufflevector(a, b, 0, 2, 8, 10, 4, 6, 12, 14);
-      const words_t high = (words_t)__builtin_shufflevector(a, b, 1, 3, 9, 11, 5, 7, 13, 15);
-      const words_t inside = ((unsigned_t)low < classes) & (high == 0);
-      words_t bin = inside ? low : words_t{} + outside;
-      if (ignores) {
-        const words_t ignored = (low == ignored_low) & (high == ignored_high);
-        bin = ignored ? words_t{} + rule.ignored_bin : bin;
-      }
+      bins_t bin = eight_bins(labels + i, rule);
       bin = __builtin_shufflevector(bin, bin, 0, 1, 4, 5, 2, 3, 6, 7);
       __builtin_memcpy(bins + i, &bin, sizeof(bin));
     }
@@ -110,6 +114,13 @@ class Labels {
   }
   void bins(int64_t begin, int64_t count, int32_t* bins) const {
     (this->*read_)(begin, count, bins);
+  }
+  // The labels themselves where they are int64, else null.
+  const int64_t* int64_data() const {
+    return dense_.scalar_type() == ScalarType::Long ? static_cast<const int64_t*>(data_) : nullptr;
+  }
+  LabelRule<int64_t> int64_rule() const {
+    return label_rule<int64_t>(classes_, ignore_index_);
   }
 
  private:

@@ -45,7 +45,7 @@ void count_items(int64_t items, int64_t elements_per_item, const Counts& counts,
   std::fill(matrix, matrix + classes * classes, 0);
   std::fill(invalid, invalid + 2, 0);
   for (JointHistogram& histogram : histograms) {
-    const int64_t* totals = histogram.totals();
+    const int64_t* totals = histogram.counts();
     for (int64_t row = 0; row < classes; ++row) {
       for (int64_t col = 0; col < classes; ++col) {
         matrix[row * classes + col] += totals[row * size + col];
@@ -76,6 +76,44 @@ void count_blocks(int64_t images, int64_t pixels, int64_t elements_per_pixel, co
                   histogram.add(rows, cols, count);
                 }
               });
+}
+
+// A run of int64 labels, the usual case, without a detour of their bins through memory. Returns how many pairs were
+// counted: all but the last ones that do not fill eight.
+SEGKERNELS_CLONES int64_t count_int64(const int64_t* target, const int64_t* prediction, int64_t count,
+                                      LabelRule<int64_t> target_rule, LabelRule<int64_t> prediction_rule,
+                                      int64_t* counts) {
+  const int32_t width = target_rule.classes + 2;
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    __builtin_prefetch(target + i + kLabelBlock);
+    __builtin_prefetch(prediction + i + kLabelBlock);
+    const bins_t joint = eight_bins(target + i, target_rule) * width + eight_bins(prediction + i, prediction_rule);
+    int32_t bins[8];
+    __builtin_memcpy(bins, &joint, sizeof(joint));
+    count_eight(bins, counts);
+  }
+  return i;
+}
+
+void count_labels(const Labels& target, const Labels& prediction, int64_t pixels, const Counts& counts) {
+  const int64_t* targets = target.int64_data();
+  const int64_t* predictions = prediction.int64_data();
+  const auto count_range = [&](JointHistogram& histogram, int64_t begin, int64_t end) {
+    int64_t pixel = begin;
+    if (targets && predictions && histogram.narrow()) {
+      pixel += count_int64(targets + begin, predictions + begin, end - begin, target.int64_rule(),
+                           prediction.int64_rule(), histogram.counts());
+    }
+    int32_t rows[kLabelBlock], cols[kLabelBlock];
+    for (; pixel < end; pixel += kLabelBlock) {
+      const int64_t count = std::min(kLabelBlock, end - pixel);
+      target.bins(pixel, count, rows);
+      prediction.bins(pixel, count, cols);
+      histogram.add(rows, cols, count);
+    }
+  };
+  count_items(pixels, 2, counts, count_range);
 }
 
 // Dense with the channels innermost. One pixel per image is that too: it makes [N, C] one run of pixels.
@@ -188,9 +226,7 @@ std::tuple<Tensor, Tensor> confusion_matrix_cpu(const Tensor& prediction,  // [N
     // An ignored class still counts where it is predicted; a label outside [0, C) has no column.
     const bool is_class = ignore_index.has_value() && *ignore_index >= 0 && *ignore_index < num_classes;
     const Labels predicted(prediction, "confusion_matrix", num_classes, is_class ? std::nullopt : ignore_index);
-    count_blocks<kLabelBlock>(
-        1, target.numel(), 2, truth, counts,
-        [&](int64_t, int64_t begin, int64_t count, int32_t* bins) { predicted.bins(begin, count, bins); });
+    count_labels(truth, predicted, target.numel(), counts);
     return {matrix, invalid};
   }
   const bool upsampled = check_logits(prediction, target, num_classes);

@@ -104,6 +104,16 @@ class TestLabels:
         labels = torch.tensor([0, 1, 255], dtype=torch.uint8)
         assert confusion_matrix(labels, labels, 256, ignore_index=-1).trace() == 3
 
+    @pytest.mark.parametrize("count", [7, 8, 64, 300])
+    def test_runs_of_one_class(self, count):
+        """Runs that start and end anywhere, and ignored and predicted labels within them."""
+        target = torch.repeat_interleave(torch.tensor([0, 1, 1, 255, 2, 0]), torch.tensor([count, 3, count, 9, 1, count]))
+        prediction = target.clamp(max=2)
+        prediction[count // 2] = 1
+        for dtype in (torch.int64, torch.uint8):
+            actual = confusion_matrix(prediction.to(dtype), target.to(dtype), 3, ignore_index=255)
+            assert torch.equal(actual, counted(prediction, target, 3, 255))
+
     def test_one_class_dominates(self):
         target = torch.zeros(4, 200, 200, dtype=torch.int64)
         target[0, 0, :3] = 20
