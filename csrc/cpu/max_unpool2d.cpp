@@ -19,7 +19,8 @@
 namespace segkernels {
 namespace {
 
-constexpr int64_t kChunk = 128;  // entries whose window offsets are held on the stack
+constexpr int64_t kShortRow = 16;  // below it three vector loops a row cost more than they save
+constexpr int64_t kChunk = 128;    // entries whose window offsets are held on the stack
 
 // First invalid entry in raster order of the whole tensor, reported after the parallel region.
 class FirstInvalid {
@@ -72,10 +73,35 @@ SEGKERNELS_INLINE bool window_offsets_2x2(const index_t* indices, int64_t count,
   }
 }
 
+// Where an int64 index lies in its 2x2 window: row 0 or 1, and how far right, which is 0 or 1 unless it strays. No
+// branch: the place of a maximum is not to be predicted. Unsigned, so that stray indices may wrap.
+struct ShortEntry {
+  bool below;
+  int64_t right;
+
+  SEGKERNELS_INLINE ShortEntry(int64_t index, int64_t y, int64_t x, int64_t out_w) {
+    const uint64_t distance = static_cast<uint64_t>(index) - static_cast<uint64_t>(2 * y * out_w + 2 * x);
+    below = static_cast<int64_t>(distance) >= out_w;
+    right = static_cast<int64_t>(distance - (static_cast<uint64_t>(below) * static_cast<uint64_t>(out_w)));
+  }
+};
+
 // One pooled row of a plane into its two output rows. The tail beyond the windows is zero.
 template <typename T, typename index_t>
 SEGKERNELS_CLONES bool unpool_row_2x2(const T* input, const index_t* indices, int64_t y, int64_t in_w, int64_t out_w,
                                       T* row0, T* row1) {
+  if (sizeof(index_t) > 1 && in_w < kShortRow) {
+    std::fill_n(row0, out_w, T(0));
+    std::fill_n(row1, out_w, T(0));
+    T* const rows[2] = {row0, row1};
+    int64_t stray = 0;
+    for (int64_t x = 0; x < in_w; ++x) {
+      const ShortEntry entry(indices[x], y, x, out_w);
+      stray |= entry.right & ~int64_t{1};
+      rows[entry.below][2 * x + (entry.right & 1)] = input[x];
+    }
+    return stray == 0;
+  }
   int32_t offsets[kChunk];
   for (int64_t x0 = 0; x0 < in_w; x0 += kChunk) {
     const int64_t count = std::min(kChunk, in_w - x0);
@@ -103,6 +129,16 @@ SEGKERNELS_CLONES bool unpool_row_2x2(const T* input, const index_t* indices, in
 template <typename T, typename index_t>
 SEGKERNELS_CLONES bool unpool_row_2x2_backward(const T* row0, const T* row1, const index_t* indices, int64_t y,
                                                int64_t in_w, int64_t out_w, T* grad_input) {
+  if (sizeof(index_t) > 1 && in_w < kShortRow) {
+    const T* const rows[2] = {row0, row1};
+    int64_t stray = 0;
+    for (int64_t x = 0; x < in_w; ++x) {
+      const ShortEntry entry(indices[x], y, x, out_w);
+      stray |= entry.right & ~int64_t{1};
+      grad_input[x] = rows[entry.below][2 * x + (entry.right & 1)];
+    }
+    return stray == 0;
+  }
   int32_t offsets[kChunk];
   for (int64_t x0 = 0; x0 < in_w; x0 += kChunk) {
     const int64_t count = std::min(kChunk, in_w - x0);
