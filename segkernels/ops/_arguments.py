@@ -9,6 +9,8 @@ import torch
 
 def pair(value: int | Sequence[int], name: str, minimum: int | None = None) -> list[int]:
     """``3`` or ``(3, 5)`` as a list of two ints."""
+    if type(value) is int and (minimum is None or value >= minimum):
+        return [value, value]  # the usual case, called several times an op
     if isinstance(value, int):
         result = [value, value]
     else:
