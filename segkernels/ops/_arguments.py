@@ -39,9 +39,3 @@ def check_same_device(a: torch.Tensor, b: torch.Tensor, name_a: str, name_b: str
 def check_rank(tensor: torch.Tensor, name: str, ranks: tuple[int, ...], layout: str) -> None:
     if tensor.dim() not in ranks:
         raise ValueError(f"{name}: expected {layout}, got shape {list(tensor.shape)}")
-
-
-def memory_format(tensor: torch.Tensor) -> torch.memory_format:
-    """channels_last for a tensor that is dense in that layout and not in the other; outputs keep it."""
-    last = not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from segkernels._layout import memory_format
 from segkernels._register import double_backward_through, register
-from segkernels.ops._arguments import check_floating, check_rank, memory_format, pair
+from segkernels.ops._arguments import check_floating, check_rank, pair
 from segkernels.reference import conv_transpose2d as reference
 
 Size = int | Sequence[int]

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from segkernels._layout import memory_format
 from segkernels._register import double_backward_through, register
 from segkernels.ops._arguments import check_floating
 from segkernels.ops._loss_arguments import REDUCTIONS, STYLES, Weights, channel_weights, choice, planes
@@ -18,15 +19,10 @@ _OPTIONS = (
 _STATISTICS = 5  # sums of p * t, p, t, bce, and the number of valid pixels
 
 
-def _memory_format(tensor: torch.Tensor) -> torch.memory_format:
-    last = not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
-
-
 def _fake(input, target, pos_weight, class_weights, dice_weight, bce_weight, smooth, ignore_index, reduction, *others):
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     if reduction == REDUCTIONS["none"]:
-        loss = torch.empty(input.shape, dtype=dtype, device=input.device, memory_format=_memory_format(input))
+        loss = torch.empty(input.shape, dtype=dtype, device=input.device, memory_format=memory_format(input))
     else:
         loss = torch.empty((), dtype=dtype, device=input.device)
     statistics = torch.empty((*input.shape[:2], _STATISTICS), dtype=torch.float64, device=input.device)
@@ -34,7 +30,7 @@ def _fake(input, target, pos_weight, class_weights, dice_weight, bce_weight, smo
 
 
 def _backward_fake(grad_output, input, *others):
-    return torch.empty(input.shape, dtype=input.dtype, device=input.device, memory_format=_memory_format(input))
+    return torch.empty(input.shape, dtype=input.dtype, device=input.device, memory_format=memory_format(input))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:

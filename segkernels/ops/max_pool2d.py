@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from segkernels._layout import memory_format
 from segkernels._register import register
-from segkernels.ops._arguments import check_floating, check_rank, memory_format, pair
+from segkernels.ops._arguments import check_floating, check_rank, pair
 from segkernels.reference.max_pool2d import flat_positions, max_pool2d_double_backward, output_size
 
 Size = int | Sequence[int]

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from segkernels._layout import memory_format
 from segkernels._register import register
-from segkernels.ops._arguments import check_floating, check_rank, check_same_device, memory_format, pair
+from segkernels.ops._arguments import check_floating, check_rank, check_same_device, pair
 
 Size = int | Sequence[int]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from segkernels._layout import memory_format
+
 
 def conv_transpose2d(
     input: torch.Tensor,
@@ -26,7 +28,7 @@ def conv_transpose2d(
     border = [dilation[d] * (kernel[d] - 1) - padding[d] for d in range(2)]
     padded = F.pad(spread, (border[1], border[1] + output_padding[1], border[0], border[0] + output_padding[0]))
     output = F.conv2d(padded, grouped, bias, dilation=dilation, groups=groups)
-    return output.contiguous(memory_format=_memory_format(input))
+    return output.contiguous(memory_format=memory_format(input))
 
 
 def conv_transpose2d_backward(
@@ -49,12 +51,7 @@ def conv_transpose2d_backward(
     )
     none = input.new_empty(0)
     return (
-        grads[0].contiguous(memory_format=_memory_format(input)) if need_input else none,
+        grads[0].contiguous(memory_format=memory_format(input)) if need_input else none,
         grads[1].contiguous() if need_weight else none.clone(),
         grads[2] if need_bias else none.clone(),
     )
-
-
-def _memory_format(tensor: torch.Tensor) -> torch.memory_format:
-    last = not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from segkernels._layout import memory_format
+
 LECTURE, SMP, MONAI = range(3)
 NONE, MEAN, SUM = range(3)
 #: A denominator or a score below it counts as it (smp's eps).
@@ -151,8 +153,8 @@ def dice_bce_loss(
     if reduction == NONE:
         if dice_weight != 0:
             loss = loss + dice_weight * dice * pixels.valid
-        memory_format = torch.channels_last if _is_channels_last(input) else torch.contiguous_format
-        return loss.contiguous(memory_format=memory_format), statistics
+        layout = memory_format(input)
+        return loss.contiguous(memory_format=layout), statistics
     loss = loss.sum()
     if reduction == MEAN:
         loss = loss / valid.sum().clamp_min(1)
@@ -209,9 +211,5 @@ def dice_bce_loss_backward(
         inside = (1 - torch.sign(p - t)) / 2 if soft else t
         slope = inside * groups.d_intersection + groups.d_cardinality
         grad = grad + upstream * dice_weight * groups.weight * slope * dp
-    memory_format = torch.channels_last if _is_channels_last(input) else torch.contiguous_format
-    return torch.where(valid > 0, grad, 0.0).to(input.dtype).contiguous(memory_format=memory_format)
-
-
-def _is_channels_last(tensor: torch.Tensor) -> bool:
-    return not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+    layout = memory_format(input)
+    return torch.where(valid > 0, grad, 0.0).to(input.dtype).contiguous(memory_format=layout)

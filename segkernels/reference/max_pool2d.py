@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.nn.functional as F
 
+from segkernels._layout import memory_format
+
 
 def output_size(
     size: Sequence[int], kernel_size: list[int], stride: list[int], padding: list[int], dilation: list[int], ceil_mode: bool
@@ -81,14 +83,14 @@ def max_pool2d(
         take = valid & ((offsets < 0) | (value > output) | value.isnan())
         output = torch.where(take, value, output)
         offsets = torch.where(take, offset, offsets)
-    memory_format = torch.channels_last if _is_channels_last(input) else torch.contiguous_format
-    output = output.contiguous(memory_format=memory_format)
+    layout = memory_format(input)
+    output = output.contiguous(memory_format=layout)
     if index_bits == 0:
         return output, torch.empty(0, dtype=torch.uint8, device=input.device)
     if index_bits == 8:
-        return output, offsets.clamp(min=0).to(torch.uint8, memory_format=memory_format)
+        return output, offsets.clamp(min=0).to(torch.uint8, memory_format=layout)
     positions = flat_positions(offsets.clamp(min=0), in_size, kernel_size, stride, padding, dilation)
-    return output, positions.contiguous(memory_format=memory_format)
+    return output, positions.contiguous(memory_format=layout)
 
 
 def max_pool2d_backward(
@@ -114,8 +116,8 @@ def max_pool2d_backward(
         # Not in place on grad_output's graph: the taps of one window never see each other's values.
         tap += torch.where(match, grad_output.to(dtype), 0.0)
     grad = grad[..., top : top + input_size[0], left : left + input_size[1]].to(grad_output.dtype)
-    memory_format = torch.channels_last if _is_channels_last(indices) else torch.contiguous_format
-    return grad.clone(memory_format=memory_format)
+    layout = memory_format(indices)
+    return grad.clone(memory_format=layout)
 
 
 def max_pool2d_double_backward(
@@ -132,7 +134,3 @@ def max_pool2d_double_backward(
         positions = flat_positions(indices, list(grad.shape[2:]), kernel_size, stride, padding, dilation)
     taken = grad.flatten(2).gather(2, positions.clamp(min=0).flatten(2)).unflatten(2, list(indices.shape[2:]))
     return torch.where(positions >= 0, taken, 0.0)
-
-
-def _is_channels_last(tensor: torch.Tensor) -> bool:
-    return not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from segkernels._layout import memory_format
+
 
 def flat_positions(
     indices: torch.Tensor, out_h: int, out_w: int, kernel_size: list[int], stride: list[int], padding: list[int]
@@ -52,8 +54,8 @@ def max_unpool2d(
         winner = winners(positions, out_h * out_w)
         taken = input.flatten(2).gather(2, winner.clamp(min=0))
         output = torch.where(winner >= 0, taken, output)
-    memory_format = torch.channels_last if _is_channels_last(input) else torch.contiguous_format
-    return output.unflatten(2, (out_h, out_w)).contiguous(memory_format=memory_format)
+    layout = memory_format(input)
+    return output.unflatten(2, (out_h, out_w)).contiguous(memory_format=layout)
 
 
 def max_unpool2d_backward(
@@ -71,9 +73,5 @@ def max_unpool2d_backward(
     entry = torch.arange(positions.shape[-1], device=positions.device)
     won = winner.gather(2, positions) == entry
     grad = torch.where(won, grad_output.flatten(2).gather(2, positions), 0.0)
-    memory_format = torch.channels_last if _is_channels_last(indices) else torch.contiguous_format
-    return grad.unflatten(2, indices.shape[2:]).contiguous(memory_format=memory_format)
-
-
-def _is_channels_last(tensor: torch.Tensor) -> bool:
-    return not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+    layout = memory_format(indices)
+    return grad.unflatten(2, indices.shape[2:]).contiguous(memory_format=layout)

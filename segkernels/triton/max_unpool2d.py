@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from segkernels._layout import is_channels_last, memory_format
+
 BLOCK = 1024
 
 
@@ -153,10 +155,6 @@ def max_unpool2d_bwd_kernel(
     tl.store(grad_input_ptr + entry, grad, mask=mask)
 
 
-def _is_channels_last(tensor: torch.Tensor) -> bool:
-    return not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
-
-
 def _format(channels_last: bool) -> torch.memory_format:
     return torch.channels_last if channels_last else torch.contiguous_format
 
@@ -169,7 +167,7 @@ class _Plan:
         out_h, out_w = output_size
         if out_h * out_w >= 2**31:
             raise RuntimeError(f"max_unpool2d: expected planes of less than 2^31 elements, got {out_h}x{out_w}")
-        self.channels_last = _is_channels_last(indices)
+        self.channels_last = is_channels_last(indices)
         self.indices = indices.contiguous(memory_format=_format(self.channels_last))
         self.geometry = (c, h, w, out_h, out_w, *kernel_size, *stride, *padding)
         self.entries = self.indices.numel()
@@ -195,12 +193,12 @@ class _Plan:
 
 def max_unpool2d(input, indices, output_size, kernel_size, stride, padding):
     n, c, h, w = input.shape
-    memory_format = _format(_is_channels_last(input))
+    layout = memory_format(input)
     shape = (n, c, *output_size)
-    output = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=memory_format)
+    output = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=layout)
     if output.numel() == 0 or input.numel() == 0:
         return output.zero_()
-    plan = _Plan(indices.contiguous(memory_format=memory_format), output_size, kernel_size, stride, padding)
+    plan = _Plan(indices.contiguous(memory_format=layout), output_size, kernel_size, stride, padding)
     values = input.contiguous(memory_format=_format(plan.channels_last))
     grid = (triton.cdiv(plan.total, BLOCK),)
     if plan.disjoint:
@@ -221,7 +219,7 @@ def max_unpool2d_backward(grad_output, indices, kernel_size, stride, padding):
         indices.shape,
         dtype=grad_output.dtype,
         device=grad_output.device,
-        memory_format=_format(_is_channels_last(indices)),
+        memory_format=memory_format(indices),
     )
     if grad_input.numel() == 0 or grad_output.numel() == 0:
         return grad_input.zero_()
