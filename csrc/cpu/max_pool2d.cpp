@@ -228,7 +228,6 @@ void pool_rows(const MaxPool2dPlan& p, const typename order::value_t* input, typ
     const auto* in = input + plane * p.in_plane();
     const int64_t corner = (y * p.stride_h - p.pad_h) * p.in_w - p.pad_w;
     // Outputs [left, right) have their whole window inside.
-    // Outputs [left, right) have their whole window inside.
     const bool whole = reduce_fixed && p.rows.front().contains(y) && p.rows.back().contains(y);
     const int64_t left = whole ? p.columns.front().begin : 0;
     const int64_t right = whole ? p.columns.back().end : 0;

@@ -73,35 +73,23 @@ SEGKERNELS_INLINE bool window_offsets_2x2(const index_t* indices, int64_t count,
   }
 }
 
-// Where an int64 index lies in its 2x2 window: row 0 or 1, and how far right, which is 0 or 1 unless it strays. No
-// branch: the place of a maximum is not to be predicted. Unsigned, so that stray indices may wrap.
+// Whether an int64 index lies in the 2x2 window at `corner`, and a place inside the plane in either case. No branch:
+// the place of a maximum is not to be predicted. Unsigned, so that stray indices may wrap.
 struct ShortEntry {
-  bool below;
-  int64_t right;
+  bool own;
+  int64_t position;
 
-  SEGKERNELS_INLINE ShortEntry(int64_t index, int64_t y, int64_t x, int64_t out_w) {
-    const uint64_t distance = static_cast<uint64_t>(index) - static_cast<uint64_t>(2 * y * out_w + 2 * x);
-    below = static_cast<int64_t>(distance) >= out_w;
-    right = static_cast<int64_t>(distance - (static_cast<uint64_t>(below) * static_cast<uint64_t>(out_w)));
+  SEGKERNELS_INLINE ShortEntry(int64_t index, int64_t corner, int64_t out_w) {
+    const uint64_t distance = static_cast<uint64_t>(index) - static_cast<uint64_t>(corner);
+    own = (distance < 2) | (distance - static_cast<uint64_t>(out_w) < 2);
+    position = own ? index : corner;
   }
 };
 
 // One pooled row of a plane into its two output rows. The tail beyond the windows is zero.
 template <typename T, typename index_t>
-SEGKERNELS_CLONES bool unpool_row_2x2(const T* input, const index_t* indices, int64_t y, int64_t in_w, int64_t out_w,
+SEGKERNELS_INLINE bool unpool_row_2x2(const T* input, const index_t* indices, int64_t y, int64_t in_w, int64_t out_w,
                                       T* row0, T* row1) {
-  if (sizeof(index_t) > 1 && in_w < kShortRow) {
-    std::fill_n(row0, out_w, T(0));
-    std::fill_n(row1, out_w, T(0));
-    T* const rows[2] = {row0, row1};
-    int64_t stray = 0;
-    for (int64_t x = 0; x < in_w; ++x) {
-      const ShortEntry entry(indices[x], y, x, out_w);
-      stray |= entry.right & ~int64_t{1};
-      rows[entry.below][2 * x + (entry.right & 1)] = input[x];
-    }
-    return stray == 0;
-  }
   int32_t offsets[kChunk];
   for (int64_t x0 = 0; x0 < in_w; x0 += kChunk) {
     const int64_t count = std::min(kChunk, in_w - x0);
@@ -126,19 +114,38 @@ SEGKERNELS_CLONES bool unpool_row_2x2(const T* input, const index_t* indices, in
   return true;
 }
 
+// One plane; false when an index lies outside its own window. Planes of short rows are cleared and scattered into
+// whole.
 template <typename T, typename index_t>
-SEGKERNELS_CLONES bool unpool_row_2x2_backward(const T* row0, const T* row1, const index_t* indices, int64_t y,
-                                               int64_t in_w, int64_t out_w, T* grad_input) {
+SEGKERNELS_CLONES bool unpool_plane_2x2(const MaxUnpool2dParams& p, const T* input, const index_t* indices, T* output) {
+  const int64_t in_w = p.in_w;
+  const int64_t out_w = p.out_w;
   if (sizeof(index_t) > 1 && in_w < kShortRow) {
-    const T* const rows[2] = {row0, row1};
-    int64_t stray = 0;
-    for (int64_t x = 0; x < in_w; ++x) {
-      const ShortEntry entry(indices[x], y, x, out_w);
-      stray |= entry.right & ~int64_t{1};
-      grad_input[x] = rows[entry.below][2 * x + (entry.right & 1)];
+    std::memset(static_cast<void*>(output), 0, p.out_plane() * sizeof(T));
+    bool own = true;
+    for (int64_t y = 0; y < p.in_h; ++y) {
+      for (int64_t x = 0; x < in_w; ++x) {
+        const ShortEntry entry(indices[y * in_w + x], 2 * y * out_w + 2 * x, out_w);
+        own &= entry.own;
+        output[entry.position] = input[y * in_w + x];
+      }
     }
-    return stray == 0;
+    return own;
   }
+  for (int64_t y = 0; y < p.in_h; ++y) {
+    T* row = output + 2 * y * out_w;
+    if (!unpool_row_2x2(input + y * in_w, indices + y * in_w, y, in_w, out_w, row, row + out_w)) {
+      return false;
+    }
+  }
+  const int64_t covered = 2 * p.in_h * out_w;
+  std::memset(static_cast<void*>(output + covered), 0, (p.out_plane() - covered) * sizeof(T));
+  return true;
+}
+
+template <typename T, typename index_t>
+SEGKERNELS_INLINE bool unpool_row_2x2_backward(const T* row0, const T* row1, const index_t* indices, int64_t y,
+                                               int64_t in_w, int64_t out_w, T* grad_input) {
   int32_t offsets[kChunk];
   for (int64_t x0 = 0; x0 < in_w; x0 += kChunk) {
     const int64_t count = std::min(kChunk, in_w - x0);
@@ -153,6 +160,31 @@ SEGKERNELS_CLONES bool unpool_row_2x2_backward(const T* row0, const T* row1, con
       const T left = offsets[i] & 2 ? window[2] : window[0];
       const T right = offsets[i] & 2 ? window[3] : window[1];
       grad_input[x0 + i] = offsets[i] & 1 ? right : left;
+    }
+  }
+  return true;
+}
+
+template <typename T, typename index_t>
+SEGKERNELS_CLONES bool unpool_plane_2x2_backward(const MaxUnpool2dParams& p, const T* grad_output,
+                                                 const index_t* indices, T* grad_input) {
+  const int64_t in_w = p.in_w;
+  const int64_t out_w = p.out_w;
+  if (sizeof(index_t) > 1 && in_w < kShortRow) {
+    bool own = true;
+    for (int64_t y = 0; y < p.in_h; ++y) {
+      for (int64_t x = 0; x < in_w; ++x) {
+        const ShortEntry entry(indices[y * in_w + x], 2 * y * out_w + 2 * x, out_w);
+        own &= entry.own;
+        grad_input[y * in_w + x] = grad_output[entry.position];
+      }
+    }
+    return own;
+  }
+  for (int64_t y = 0; y < p.in_h; ++y) {
+    const T* row = grad_output + 2 * y * out_w;
+    if (!unpool_row_2x2_backward(row, row + out_w, indices + y * in_w, y, in_w, out_w, grad_input + y * in_w)) {
+      return false;
     }
   }
   return true;
@@ -274,17 +306,9 @@ void unpool_all(const MaxUnpool2dParams& p, const T* input, const index_t* indic
   if (!p.channels_last) {
     parallel_items(p.planes(), p.out_plane(), [&](int64_t begin, int64_t end) {
       for (int64_t plane = begin; plane < end; ++plane) {
-        bool done = tiled;
-        for (int64_t y = 0; done && y < p.in_h; ++y) {
-          const int64_t entry = plane * p.in_plane() + y * p.in_w;
-          T* row = output + plane * p.out_plane() + 2 * y * p.out_w;
-          done = unpool_row_2x2(input + entry, indices + entry, y, p.in_w, p.out_w, row, row + p.out_w);
-        }
-        if (!done) {
+        const int64_t entry = plane * p.in_plane();
+        if (!tiled || !unpool_plane_2x2(p, input + entry, indices + entry, output + plane * p.out_plane())) {
           scatter_plane(p, plane, input, indices, output, invalid);
-        } else {
-          T* rest = output + plane * p.out_plane() + 2 * p.in_h * p.out_w;
-          std::memset(static_cast<void*>(rest), 0, (p.out_h - 2 * p.in_h) * p.out_w * sizeof(T));
         }
       }
     });
@@ -344,13 +368,9 @@ void unpool_all_backward(const MaxUnpool2dParams& p, const T* grad_output, const
     parallel_items(p.planes(), p.out_plane(), [&](int64_t begin, int64_t end) {
       std::vector<int64_t> winner;
       for (int64_t plane = begin; plane < end; ++plane) {
-        bool done = tiled;
-        for (int64_t y = 0; done && y < p.in_h; ++y) {
-          const int64_t entry = plane * p.in_plane() + y * p.in_w;
-          const T* row = grad_output + plane * p.out_plane() + 2 * y * p.out_w;
-          done = unpool_row_2x2_backward(row, row + p.out_w, indices + entry, y, p.in_w, p.out_w, grad_input + entry);
-        }
-        if (!done) {
+        const int64_t entry = plane * p.in_plane();
+        const T* grad = grad_output + plane * p.out_plane();
+        if (!tiled || !unpool_plane_2x2_backward(p, grad, indices + entry, grad_input + entry)) {
           gather(plane, winner);
         }
       }
