@@ -150,20 +150,13 @@ def max_pool2d(
     if input.dim() == 3:
         result = max_pool2d(input[None], kernel, step, pad, spread, ceil_mode, return_indices, index_dtype)
         return (result[0][0], result[1][0]) if return_indices else result[0]
-    shape = input.shape
-    for d in range(2):
-        extent = spread[d] * (kernel[d] - 1) + 1
-        if 2 * pad[d] > extent:
-            raise ValueError(
-                f"padding: expected at most half of the kernel, got {padding!r} for kernel_size {kernel_size!r} "
-                f"and dilation {dilation!r}"
-            )
-        if shape[2 + d] == 0 or shape[2 + d] + 2 * pad[d] < extent:
-            h, w = output_size(shape[2:], kernel, step, pad, spread, ceil_mode)
-            if shape[2 + d] == 0 or h <= 0 or w <= 0:
-                raise ValueError(
-                    f"input: expected planes that hold the window, got shape {list(shape)} and an output of {h}x{w}"
-                )
+    _, _, height, width = input.shape
+    tall, wide = spread[0] * (kernel[0] - 1) + 1, spread[1] * (kernel[1] - 1) + 1
+    if (
+        2 * pad[0] > tall or 2 * pad[1] > wide or height == 0 or width == 0
+        or height + 2 * pad[0] < tall or width + 2 * pad[1] < wide
+    ):  # fmt: skip
+        _check_geometry(input.shape, kernel, step, pad, spread, ceil_mode)
     small = kernel[0] * kernel[1] <= 256
     if return_indices:
         if index_dtype == torch.uint8:
@@ -176,3 +169,18 @@ def max_pool2d(
     may_need_gradient = _is_compiling() or _functorch_active() or (input.requires_grad and torch.is_grad_enabled())
     index_bits = 0 if not may_need_gradient else 8 if small else 64
     return _op(input, kernel, step, pad, spread, ceil_mode, index_bits)[0]
+
+
+def _check_geometry(
+    shape: torch.Size, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int], ceil_mode: bool
+) -> None:
+    """Raises for windows that do not fit, but for those that ceil_mode still lets in."""
+    for d in range(2):
+        if 2 * padding[d] > dilation[d] * (kernel[d] - 1) + 1:
+            raise ValueError(
+                f"padding: expected at most half of the kernel, got {tuple(padding)} for kernel_size {tuple(kernel)} and "
+                f"dilation {tuple(dilation)}"
+            )
+    h, w = output_size(shape[2:], kernel, stride, padding, dilation, ceil_mode)
+    if shape[2] == 0 or shape[3] == 0 or h <= 0 or w <= 0:
+        raise ValueError(f"input: expected planes that hold the window, got shape {list(shape)} and an output of {h}x{w}")
