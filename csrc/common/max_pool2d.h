@@ -72,18 +72,15 @@ inline int64_t pooled_size(int64_t in, int64_t kernel, int64_t stride, int64_t p
   return ceil_mode && (size - 1) * stride >= in + pad ? size - 1 : size;
 }
 
+// Geometry and, for every tap, its outputs: what the CPU kernels walk over.
 struct MaxPool2dPlan : MaxPool2dParams {
   std::vector<TapRange> rows, columns;
-};
 
-inline MaxPool2dPlan max_pool2d_plan(const Tensor& batched, int64_t in_h, int64_t in_w, int64_t out_h, int64_t out_w,
-                                     const IntList& kernel_size, const IntList& stride, const IntList& padding,
-                                     const IntList& dilation, bool channels_last) {
-  return {{batched.size(0), batched.size(1), in_h, in_w, out_h, out_w, kernel_size[0], kernel_size[1], stride[0],
-           stride[1], padding[0], padding[1], dilation[0], dilation[1], channels_last},
-          tap_ranges(in_h, out_h, kernel_size[0], stride[0], padding[0], dilation[0]),
-          tap_ranges(in_w, out_w, kernel_size[1], stride[1], padding[1], dilation[1])};
-}
+  explicit MaxPool2dPlan(const MaxPool2dParams& p)
+      : MaxPool2dParams(p),
+        rows(tap_ranges(p.in_h, p.out_h, p.kernel_h, p.stride_h, p.pad_h, p.dilation_h)),
+        columns(tap_ranges(p.in_w, p.out_w, p.kernel_w, p.stride_w, p.pad_w, p.dilation_w)) {}
+};
 
 inline void check_pool_window(const IntList& kernel_size, const IntList& stride, const IntList& padding,
                               const IntList& dilation, const char* op) {
@@ -98,6 +95,39 @@ inline void check_pool_window(const IntList& kernel_size, const IntList& stride,
                     ": expected padding of at most half the kernel, got ", padding[d]);
   }
   STD_TORCH_CHECK(kernel_size[0] * kernel_size[1] <= INT32_MAX, op, ": expected a window of less than 2^31 positions");
+}
+
+inline MaxPool2dParams max_pool2d_params(const Tensor& input,  // [N, C, H, W]
+                                         const IntList& kernel_size, const IntList& stride, const IntList& padding,
+                                         const IntList& dilation, bool ceil_mode, int64_t index_bits, const char* op) {
+  check_dim(input, 4, op, "input");
+  check_pool_window(kernel_size, stride, padding, dilation, op);
+  STD_TORCH_CHECK(index_bits == 0 || index_bits == 64 || (index_bits == 8 && kernel_size[0] * kernel_size[1] <= 256),
+                  op, ": expected index_bits of 0, 8 (windows of at most 256 positions) or 64, got ", index_bits);
+  const int64_t out_h = pooled_size(input.size(2), kernel_size[0], stride[0], padding[0], dilation[0], ceil_mode);
+  const int64_t out_w = pooled_size(input.size(3), kernel_size[1], stride[1], padding[1], dilation[1], ceil_mode);
+  STD_TORCH_CHECK(out_h > 0 && out_w > 0, op, ": the output of input ", shape_string(input), " would be ", out_h, "x",
+                  out_w);
+  return {input.size(0), input.size(1),  input.size(2),  input.size(3), out_h,
+          out_w,         kernel_size[0], kernel_size[1], stride[0],     stride[1],
+          padding[0],    padding[1],     dilation[0],    dilation[1],   is_channels_last(input)};
+}
+
+inline MaxPool2dParams max_pool2d_backward_params(const Tensor& grad_output,  // [N, C, h, w]
+                                                  const Tensor& indices,      // [N, C, h, w]
+                                                  const IntList& input_size, const IntList& kernel_size,
+                                                  const IntList& stride, const IntList& padding,
+                                                  const IntList& dilation, const char* op) {
+  check_dim(grad_output, 4, op, "grad_output");
+  check_same_shape(grad_output, indices, op, "grad_output", "indices");
+  check_pool_window(kernel_size, stride, padding, dilation, op);
+  STD_TORCH_CHECK(input_size[0] >= 0 && input_size[1] >= 0, op, ": expected input_size of at least 0");
+  STD_TORCH_CHECK(indices.scalar_type() != ScalarType::Byte || kernel_size[0] * kernel_size[1] <= 256, op,
+                  ": expected a window of at most 256 positions for uint8 indices, got ", kernel_size[0], "x",
+                  kernel_size[1]);
+  return {indices.size(0), indices.size(1), input_size[0],  input_size[1], indices.size(2),
+          indices.size(3), kernel_size[0],  kernel_size[1], stride[0],     stride[1],
+          padding[0],      padding[1],      dilation[0],    dilation[1],   is_channels_last(indices)};
 }
 
 }  // namespace segkernels

@@ -325,27 +325,19 @@ void pool_all(const MaxPool2dPlan& p, const typename order::value_t* input, type
 std::tuple<Tensor, Tensor> max_pool2d_cpu(const Tensor& input,  // [N, C, H, W]
                                           IntList kernel_size, IntList stride, IntList padding, IntList dilation,
                                           bool ceil_mode, int64_t index_bits) {
-  check_dim(input, 4, "max_pool2d", "input");
-  check_pool_window(kernel_size, stride, padding, dilation, "max_pool2d");
-  STD_TORCH_CHECK(index_bits == 0 || index_bits == 64 || (index_bits == 8 && kernel_size[0] * kernel_size[1] <= 256),
-                  "max_pool2d: expected index_bits of 0, 8 (windows of at most 256 positions) or 64, got ", index_bits);
-  const int64_t out_h = pooled_size(input.size(2), kernel_size[0], stride[0], padding[0], dilation[0], ceil_mode);
-  const int64_t out_w = pooled_size(input.size(3), kernel_size[1], stride[1], padding[1], dilation[1], ceil_mode);
-  STD_TORCH_CHECK(out_h > 0 && out_w > 0, "max_pool2d: the output of input ", shape_string(input), " would be ", out_h,
-                  "x", out_w);
+  const MaxPool2dPlan p(
+      max_pool2d_params(input, kernel_size, stride, padding, dilation, ceil_mode, index_bits, "max_pool2d"));
   if (input.element_size() == 2 && kernel_size[0] * kernel_size[1] > kHalfWindow) {
     const auto [output, indices] = max_pool2d_cpu(torch::stable::to(input, ScalarType::Float), kernel_size, stride,
                                                   padding, dilation, ceil_mode, index_bits);
     return {torch::stable::to(output, input.scalar_type()), indices};
   }
-  const bool channels_last = is_channels_last(input);
-  const Tensor values = to_dense(input, channels_last);
-  const MaxPool2dPlan p = max_pool2d_plan(input, input.size(2), input.size(3), out_h, out_w, kernel_size, stride,
-                                          padding, dilation, channels_last);
+  const Tensor values = to_dense(input, p.channels_last);
   const ScalarType index_type = index_bits == 64 ? ScalarType::Long : ScalarType::Byte;
-  Tensor output = empty_nchw(p.batch, p.channels, out_h, out_w, input.scalar_type(), input, channels_last);
-  Tensor indices = index_bits == 0 ? torch::stable::empty({0}, index_type, std::nullopt, input.device())
-                                   : empty_nchw(p.batch, p.channels, out_h, out_w, index_type, input, channels_last);
+  Tensor output = empty_nchw(p.batch, p.channels, p.out_h, p.out_w, input.scalar_type(), input, p.channels_last);
+  Tensor indices = index_bits == 0
+                       ? torch::stable::empty({0}, index_type, std::nullopt, input.device())
+                       : empty_nchw(p.batch, p.channels, p.out_h, p.out_w, index_type, input, p.channels_last);
   if (output.numel() == 0) {
     return {output, indices};
   }

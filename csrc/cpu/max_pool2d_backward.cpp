@@ -311,19 +311,11 @@ Tensor max_pool2d_backward_cpu(const Tensor& grad_output,  // [N, C, h, w]
                                const Tensor& indices,      // [N, C, h, w]
                                IntList input_size, IntList kernel_size, IntList stride, IntList padding,
                                IntList dilation) {
-  check_dim(grad_output, 4, "max_pool2d_backward", "grad_output");
-  check_same_shape(grad_output, indices, "max_pool2d_backward", "grad_output", "indices");
-  check_pool_window(kernel_size, stride, padding, dilation, "max_pool2d_backward");
-  STD_TORCH_CHECK(input_size[0] >= 0 && input_size[1] >= 0, "max_pool2d_backward: expected input_size of at least 0");
-  STD_TORCH_CHECK(indices.scalar_type() != ScalarType::Byte || kernel_size[0] * kernel_size[1] <= 256,
-                  "max_pool2d_backward: expected a window of at most 256 positions for uint8 indices, got ",
-                  kernel_size[0], "x", kernel_size[1]);
-  const bool channels_last = is_channels_last(indices);
-  const Tensor grad = to_dense(grad_output, channels_last);
-  const Tensor places = to_dense(indices, channels_last);
-  const MaxPool2dPlan p = max_pool2d_plan(indices, input_size[0], input_size[1], indices.size(2), indices.size(3),
-                                          kernel_size, stride, padding, dilation, channels_last);
-  Tensor grad_input = empty_nchw(p.batch, p.channels, p.in_h, p.in_w, grad.scalar_type(), grad, channels_last);
+  const MaxPool2dPlan p(max_pool2d_backward_params(grad_output, indices, input_size, kernel_size, stride, padding,
+                                                   dilation, "max_pool2d_backward"));
+  const Tensor grad = to_dense(grad_output, p.channels_last);
+  const Tensor places = to_dense(indices, p.channels_last);
+  Tensor grad_input = empty_nchw(p.batch, p.channels, p.in_h, p.in_w, grad.scalar_type(), grad, p.channels_last);
   if (grad_input.numel() == 0) {
     return grad_input;
   }
