@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from segkernels._geometry import output_size
 from segkernels._layout import memory_format
 from segkernels._register import register
 from segkernels.ops._arguments import check_floating, check_rank, pair
-from segkernels.reference.max_pool2d import flat_positions, max_pool2d_double_backward, output_size
+from segkernels.reference.max_pool2d import flat_positions, max_pool2d_double_backward
 
 Size = int | Sequence[int]
 

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from segkernels._layout import is_channels_last, memory_format
+from segkernels.triton._planes import element_offset, split_offset
 
 BLOCK = 1024
 
@@ -26,27 +27,6 @@ def _position(index, y, x, out_h, out_w, kernel_h, kernel_w, stride_h, stride_w,
 
 
 @triton.jit
-def _split(offset, channels, plane_size, CHANNELS_LAST: tl.constexpr):
-    """Plane and place of a memory offset."""
-    if CHANNELS_LAST:
-        pixel = offset // channels
-        n = pixel // plane_size
-        return n * channels + (offset - pixel * channels), pixel - n * plane_size
-    else:
-        plane = offset // plane_size
-        return plane, offset - plane * plane_size
-
-
-@triton.jit
-def _offset(plane, place, channels, plane_size, CHANNELS_LAST: tl.constexpr):
-    if CHANNELS_LAST:
-        n = plane // channels
-        return (n * plane_size + place) * channels + (plane - n * channels)
-    else:
-        return plane * plane_size + place
-
-
-@triton.jit
 def max_unpool2d_fwd_kernel(
     input_ptr, indices_ptr, output_ptr, total, channels, in_h, in_w, out_h, out_w,
     kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w,
@@ -55,13 +35,13 @@ def max_unpool2d_fwd_kernel(
     """One output element per lane; disjoint windows, so its one window's index decides."""
     offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = offset < total
-    plane, place = _split(offset, channels, out_h * out_w, CHANNELS_LAST)
+    plane, place = split_offset(offset, channels, out_h * out_w, CHANNELS_LAST)
     row = place // out_w
     col = place - row * out_w
     y = (row + pad_h) // stride_h
     x = (col + pad_w) // stride_w
     inside = mask & (y < in_h) & (x < in_w)
-    entry = _offset(plane, y * in_w + x, channels, in_h * in_w, CHANNELS_LAST)
+    entry = element_offset(plane, y * in_w + x, channels, in_h * in_w, CHANNELS_LAST)
     index = tl.load(indices_ptr + entry, mask=inside, other=0)
     position = _position(index, y, x, out_h, out_w, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, OFFSETS)
     value = tl.load(input_ptr + entry, mask=inside & (position == place), other=0.0)
@@ -77,7 +57,7 @@ def max_unpool2d_foreign_kernel(
     """Sets the flag when an index leaves its own window."""
     entry = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = entry < entries
-    plane, place = _split(entry, channels, in_h * in_w, CHANNELS_LAST)
+    plane, place = split_offset(entry, channels, in_h * in_w, CHANNELS_LAST)
     y = place // in_w
     x = place - y * in_w
     index = tl.load(indices_ptr + entry, mask=mask, other=-1)
@@ -101,7 +81,7 @@ def max_unpool2d_winner_kernel(
             return
     entry = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = entry < entries
-    plane, place = _split(entry, channels, in_h * in_w, CHANNELS_LAST)
+    plane, place = split_offset(entry, channels, in_h * in_w, CHANNELS_LAST)
     y = place // in_w
     index = tl.load(indices_ptr + entry, mask=mask, other=0)
     position = _position(
@@ -121,9 +101,9 @@ def max_unpool2d_fwd_kernel_any(
             return
     offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = offset < total
-    plane, place = _split(offset, channels, out_plane, CHANNELS_LAST)
+    plane, place = split_offset(offset, channels, out_plane, CHANNELS_LAST)
     winner = tl.load(winner_ptr + plane * out_plane + place, mask=mask, other=-1)
-    entry = _offset(plane, winner.to(tl.int64), channels, in_plane, CHANNELS_LAST)
+    entry = element_offset(plane, winner.to(tl.int64), channels, in_plane, CHANNELS_LAST)
     value = tl.load(input_ptr + entry, mask=mask & (winner >= 0), other=0.0)
     tl.store(output_ptr + offset, value, mask=mask)
 
@@ -140,7 +120,7 @@ def max_unpool2d_bwd_kernel(
             return
     entry = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = entry < entries
-    plane, place = _split(entry, channels, in_h * in_w, CHANNELS_LAST)
+    plane, place = split_offset(entry, channels, in_h * in_w, CHANNELS_LAST)
     y = place // in_w
     index = tl.load(indices_ptr + entry, mask=mask, other=0)
     position = _position(
@@ -150,7 +130,7 @@ def max_unpool2d_bwd_kernel(
     if WINNERS:
         winner = tl.load(winner_ptr + plane * (out_h * out_w) + position, mask=won, other=-1)
         won = won & (winner == place)
-    source = _offset(plane, position, channels, out_h * out_w, CHANNELS_LAST)
+    source = element_offset(plane, position, channels, out_h * out_w, CHANNELS_LAST)
     grad = tl.load(grad_output_ptr + source, mask=won, other=0.0)
     tl.store(grad_input_ptr + entry, grad, mask=mask)
 
