@@ -1,0 +1,108 @@
+// Convolution on the CPU: depthwise convolution is this package's own, torch's kernel does the rest.
+#include "../common/conv2d.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include "../common/dispatch.h"
+#include "../common/vendor.h"
+#include "conv2d_depthwise.h"
+#include "conv2d_depthwise_weight.h"
+
+namespace segkernels {
+namespace {
+
+VendorConvolution vendor_convolution(const Conv2dParams& p) {
+  return {{p.stride_h, p.stride_w}, {p.pad_h, p.pad_w}, {p.dilation_h, p.dilation_w}, {0, 0}, false, p.groups};
+}
+
+template <typename T>
+const T* data(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+// Calls f with the number of channels that stand side by side.
+template <typename F>
+void dispatch_layout(ScalarType dtype, bool channels_last, const F& f) {
+  dispatch_floating(dtype, "conv2d", [&]<typename T>() {
+    if (channels_last) {
+      f.template operator()<T, kDepthwiseLanes>();
+    } else {
+      f.template operator()<T, 1>();
+    }
+  });
+}
+
+Tensor conv2d_cpu(const Tensor& input,                // [N, Cin, H, W]
+                  const Tensor& weight,               // [Cout, Cin / groups, KH, KW]
+                  const std::optional<Tensor>& bias,  // [Cout]
+                  IntList stride, IntList padding, IntList dilation, int64_t groups) {
+  const Conv2dParams p = conv2d_params("conv2d", input, weight, stride, padding, dilation, groups);
+  if (!p.depthwise()) {
+    return vendor_convolution(p).forward(input, weight, bias);
+  }
+  const bool channels_last = is_channels_last(input);
+  Tensor output = empty_nchw(p.batch, p.out_channels, p.out_h, p.out_w, input.scalar_type(), input,
+                             channels_last);  // [N, Cout, OH, OW]
+  if (output.numel() == 0) {
+    return output;
+  }
+  const Tensor x = to_dense(input, channels_last);
+  const Tensor w = torch::stable::contiguous(weight);
+  const Tensor b = bias ? torch::stable::contiguous(*bias) : Tensor();
+  dispatch_layout(input.scalar_type(), channels_last, [&]<typename T, int kLanes>() {
+    using acc_t = accumulate_t<T>;
+    const auto kernels = pack_depthwise<kLanes, acc_t>(data<T>(w), p.groups, p.multiplier(), p.taps());
+    const auto add = bias ? pack_depthwise<kLanes, acc_t>(data<T>(b), p.groups, p.multiplier(), 1) : std::vector<acc_t>();
+    DepthwiseConvolution<T, kLanes>(p, false).run(data<T>(x), kernels.data(), bias ? add.data() : nullptr,
+                                                  static_cast<T*>(output.mutable_data_ptr()));
+  });
+  return output;
+}
+
+// Gradients that are not asked for come back empty.
+std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output,  // [N, Cout, OH, OW]
+                                                       const Tensor& input,        // [N, Cin, H, W]
+                                                       const Tensor& weight,       // [Cout, Cin / groups, KH, KW]
+                                                       IntList stride, IntList padding, IntList dilation,
+                                                       int64_t groups, bool need_input, bool need_weight,
+                                                       bool need_bias) {
+  const Conv2dParams p = conv2d_params("conv2d_backward", input, weight, stride, padding, dilation, groups);
+  const Tensor none = torch::stable::new_empty(input, {0});
+  if (!p.depthwise() || grad_output.numel() == 0 || input.numel() == 0) {
+    const auto grads = vendor_convolution(p).backward(grad_output, input, weight, {need_input, need_weight, need_bias});
+    return {grads[0].value_or(none), grads[1].value_or(none), grads[2].value_or(none)};
+  }
+  const bool channels_last = is_channels_last(input);
+  const Tensor g = to_dense(grad_output, channels_last);
+  const Tensor w = torch::stable::contiguous(weight);
+  const Tensor x = to_dense(input, channels_last);
+  const ScalarType dtype = input.scalar_type();
+  Tensor grad_input =
+      need_input ? empty_nchw(p.batch, p.in_channels, p.in_h, p.in_w, dtype, input, channels_last) : none;
+  Tensor grad_weight =
+      need_weight ? empty_nchw(p.out_channels, 1, p.kernel_h, p.kernel_w, dtype, weight, false) : none;
+  Tensor grad_bias = need_bias ? torch::stable::new_empty(input, {p.out_channels}) : none;
+  dispatch_layout(dtype, channels_last, [&]<typename T, int kLanes>() {
+    using acc_t = accumulate_t<T>;
+    if (need_input) {
+      const auto kernels = pack_depthwise<kLanes, acc_t>(data<T>(w), p.groups, p.multiplier(), p.taps());
+      DepthwiseConvolution<T, kLanes>(p, true).run(data<T>(g), kernels.data(), nullptr,
+                                                   static_cast<T*>(grad_input.mutable_data_ptr()));
+    }
+    if (need_weight || need_bias) {
+      DepthwiseWeightGradient<T, kLanes>(p).run(data<T>(x), data<T>(g),
+                                                need_weight ? static_cast<T*>(grad_weight.mutable_data_ptr()) : nullptr,
+                                                need_bias ? static_cast<T*>(grad_bias.mutable_data_ptr()) : nullptr);
+    }
+  });
+  return {grad_input, grad_weight, grad_bias};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(segkernels, CPU, m) {
+  m.impl("conv2d", TORCH_BOX(&conv2d_cpu));
+  m.impl("conv2d_backward", TORCH_BOX(&conv2d_backward_cpu));
+}
+
+}  // namespace segkernels
