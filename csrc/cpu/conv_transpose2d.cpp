@@ -4,22 +4,26 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../common/vendor.h"
+#include "conv_transpose2d_depthwise.h"
 #include "conv_transpose2d_phases.h"
 #include "conv_transpose2d_tiled.h"
 
 namespace segkernels {
 namespace {
 
-enum class Path { kTiled, kPhases, kVendor };
+enum class Path { kTiled, kPhases, kDepthwise, kVendor };
 
 // The rule that decides, from benchmarks/results: this package's paths in NCHW, where torch's run at 40-80% of the
-// machine's matrix peak; torch's forward in channels_last, where it is at the peak.
+// machine's matrix peak, and its depthwise kernel at a fifth of the memory's speed; torch's in channels_last.
 Path choose_path(const ConvTranspose2dParams& p, bool channels_last, bool forward) {
   if (p.kernel_is_stride() && p.taps() > 1 && !(channels_last && forward)) {
     return Path::kTiled;
   }
   if (!channels_last && phases_apply(p)) {
     return Path::kPhases;
+  }
+  if (!channels_last && depthwise_applies(p)) {
+    return Path::kDepthwise;
   }
   return Path::kVendor;
 }
@@ -64,8 +68,10 @@ Tensor conv_transpose2d_cpu(const Tensor& input,                // [N, Cin, H, W
     T* out = static_cast<T*>(output.mutable_data_ptr());
     if (path == Path::kTiled) {
       Tiled<T>{p, channels_last}.forward(data<T>(x), data<T>(w), bias_data, out);
-    } else {
+    } else if (path == Path::kPhases) {
       Phases<T>(p).forward(data<T>(x), data<T>(w), bias_data, out);
+    } else {
+      Depthwise<T>{p}.forward(data<T>(x), data<T>(w), bias_data, out);
     }
   });
   return output;
@@ -97,20 +103,23 @@ std::tuple<Tensor, Tensor, Tensor> conv_transpose2d_backward_cpu(const Tensor& g
       need_weight ? empty_nchw(p.in_channels, weight.size(1), p.kernel_h, p.kernel_w, dtype, weight, false) : none;
   Tensor grad_bias = need_bias ? torch::stable::new_empty(input, {p.out_channels}) : none;
   dispatch_floating(dtype, "conv_transpose2d_backward", [&]<typename T>() {
+    T* gx = need_input ? static_cast<T*>(grad_input.mutable_data_ptr()) : nullptr;
+    T* gw = need_weight ? static_cast<T*>(grad_weight.mutable_data_ptr()) : nullptr;
+    T* gb = need_bias ? static_cast<T*>(grad_bias.mutable_data_ptr()) : nullptr;
     const auto run = [&](const auto& path_kernels) {
       if (need_input) {
-        path_kernels.grad_input(data<T>(g), data<T>(w), static_cast<T*>(grad_input.mutable_data_ptr()));
+        path_kernels.grad_input(data<T>(g), data<T>(w), gx);
       }
       if (need_weight || need_bias) {
-        path_kernels.grad_weight(data<T>(x), data<T>(g),
-                                 need_weight ? static_cast<T*>(grad_weight.mutable_data_ptr()) : nullptr,
-                                 need_bias ? static_cast<T*>(grad_bias.mutable_data_ptr()) : nullptr);
+        path_kernels.grad_weight(data<T>(x), data<T>(g), gw, gb);
       }
     };
     if (path == Path::kTiled) {
       run(Tiled<T>{p, channels_last});
-    } else {
+    } else if (path == Path::kPhases) {
       run(Phases<T>(p));
+    } else {
+      Depthwise<T>{p}.backward(data<T>(x), data<T>(w), data<T>(g), gx, gw, gb);
     }
   });
   return {grad_input, grad_weight, grad_bias};

@@ -114,8 +114,9 @@ def conv_transpose2d(
         the memory format of ``input``; half-precision sums are kept in float32.
 
     On the CPU a kernel equal to the stride (U-Net, Mask R-CNN) is one matrix product stored as a pixel shuffle, and a
-    kernel of twice the stride (FCN) one product per phase; the rest is torch's own kernel. Deterministic; twice
-    differentiable; autocasts to the lower precision, as torch does.
+    kernel of twice the stride (FCN) one product per phase; with groups equal to both channel counts (upsampling as a layer)
+    rows are summed by phases; the rest is torch's own kernel. Deterministic; twice differentiable; autocasts to the lower
+    precision, as torch does.
 
     Raises:
         ValueError, TypeError: for a wrong rank, dtype, size or channel count.
