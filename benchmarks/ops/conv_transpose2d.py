@@ -9,19 +9,19 @@ from benchmarks.cases import Case, GroupGoal, Work
 from segkernels.ops import conv_transpose2d
 
 
-def case(name, shape, out_channels, kernel, stride, padding=0, bias=True, **rest):
+def case(name, shape, out_channels, kernel, stride, padding=0, bias=True, groups=1, **rest):
     n, c, h, w = shape
     out_h, out_w = ((size - 1) * stride - 2 * padding + kernel for size in (h, w))
 
     def inputs(dtype, device):
-        scale = (c * kernel * kernel / stride**2) ** -0.5
-        weight = (torch.randn(c, out_channels, kernel, kernel, device=device) * scale).to(dtype)
+        scale = (c // groups * kernel * kernel / stride**2) ** -0.5
+        weight = (torch.randn(c, out_channels // groups, kernel, kernel, device=device) * scale).to(dtype)
         offset = torch.randn(out_channels, device=device).to(dtype) if bias else None
-        return torch.randn(shape, device=device).to(dtype), weight, offset, stride, padding
+        return torch.randn(shape, device=device).to(dtype), weight, offset, stride, padding, 0, groups
 
     def work(size):
-        tensors = n * c * h * w + c * out_channels * kernel**2 + n * out_channels * out_h * out_w
-        flops = 2 * n * c * out_channels * kernel**2 * h * w
+        tensors = n * c * h * w + c * out_channels // groups * kernel**2 + n * out_channels * out_h * out_w
+        flops = 2 * n * c * out_channels // groups * kernel**2 * h * w
         # Backward reads all three and writes the gradients of input and weight: two products of the forward's size.
         backward = (2 * tensors - n * out_channels * out_h * out_w) * size
         return Work({"fwd": tensors * size, "fwdbwd": tensors * size + backward}, {"fwd": flops, "fwdbwd": 3 * flops})
@@ -38,6 +38,7 @@ def case(name, shape, out_channels, kernel, stride, padding=0, bias=True, **rest
 
 
 NEVER_SLOWER = {"fwd": 0.95, "fwdbwd": 0.95}
+DEPTHWISE = {"fwd": 1.5, "fwdbwd": 2.0}
 FCN = {"fwd": 5.0, "fwdbwd": 5.0}
 CASES = [
     *(
@@ -46,6 +47,10 @@ CASES = [
     ),
     case("fcn k64 s32 1x21x16x16", (1, 21, 16, 16), 21, 64, 32, 16, bias=False, goals=FCN),
     case("fcn k16 s8 1x21x64x64", (1, 21, 64, 64), 21, 16, 8, 4, bias=False, goals=FCN),
+    case("dcgan k4 s2 16x128x32x32", (16, 128, 32, 32), 64, 4, 2, 1, bias=False, goals=NEVER_SLOWER),
+    case("fcn k4 s2 1x21x34x34", (1, 21, 34, 34), 21, 4, 2, 1, bias=False, goals=NEVER_SLOWER),
+    case("depthwise k4 s2 8x21x64x64", (8, 21, 64, 64), 21, 4, 2, 1, bias=False, groups=21, goals=DEPTHWISE),
+    case("depthwise k4 s2 4x256x32x32", (4, 256, 32, 32), 256, 4, 2, 1, bias=False, groups=256, goals=DEPTHWISE),
     case("8x8 overhead", (1, 1, 8, 8), 1, 2, 2, modes=("fwd",), overhead_goals={"fwd": 15.0}),
 ]
 GROUP_GOALS = [GroupGoal("unet decoder", "fwd", 1.1), GroupGoal("unet decoder", "fwdbwd", 1.1)]

@@ -1,6 +1,6 @@
 """Modules with the constructor, ``state_dict`` and repr of what they replace."""
 
-from segkernels.nn.conv import ConvTranspose2d
+from segkernels.nn.conv import ConvTranspose1d, ConvTranspose2d
 from segkernels.nn.pooling import MaxPool2d, MaxUnpool2d
 
-__all__ = ["ConvTranspose2d", "MaxPool2d", "MaxUnpool2d"]
+__all__ = ["ConvTranspose1d", "ConvTranspose2d", "MaxPool2d", "MaxUnpool2d"]

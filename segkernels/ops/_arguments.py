@@ -24,6 +24,18 @@ def pair(value: int | Sequence[int], name: str, minimum: int | None = None) -> l
     return result
 
 
+def single(value: int | Sequence[int], name: str, minimum: int) -> int:
+    """``3`` or ``(3,)`` as an int."""
+    if type(value) is not int:
+        values = [value] if isinstance(value, int) else list(value)
+        if len(values) != 1:
+            raise ValueError(f"{name}: expected one int, got {value!r}")
+        value = int(values[0])
+    if value < minimum:
+        raise ValueError(f"{name}: expected at least {minimum}, got {value!r}")
+    return value
+
+
 def check_floating(tensor: torch.Tensor, name: str) -> None:
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name}: expected a Tensor, got {type(tensor).__name__}")

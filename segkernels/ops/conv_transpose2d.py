@@ -10,6 +10,7 @@ import torch
 from segkernels._layout import memory_format
 from segkernels._register import double_backward_through, register
 from segkernels.ops._arguments import check_floating, check_rank, pair
+from segkernels.ops._conv_arguments import check_conv_transpose
 from segkernels.reference import conv_transpose2d as reference
 
 Size = int | Sequence[int]
@@ -113,8 +114,9 @@ def conv_transpose2d(
         the memory format of ``input``; half-precision sums are kept in float32.
 
     On the CPU a kernel equal to the stride (U-Net, Mask R-CNN) is one matrix product stored as a pixel shuffle, and a
-    kernel of twice the stride (FCN) one product per phase; the rest is torch's own kernel. Deterministic; twice
-    differentiable; autocasts to the lower precision, as torch does.
+    kernel of twice the stride (FCN) one product per phase; with groups equal to both channel counts (upsampling as a layer)
+    rows are summed by phases; the rest is torch's own kernel. Deterministic; twice differentiable; autocasts to the lower
+    precision, as torch does.
 
     Raises:
         ValueError, TypeError: for a wrong rank, dtype, size or channel count.
@@ -128,43 +130,5 @@ def conv_transpose2d(
     pad = pair(padding, "padding", 0)
     if input.dim() == 3:
         return conv_transpose2d(input[None], weight, bias, step, pad, extra, groups, spread)[0]
-    _check(input, weight, bias, step, pad, extra, groups, spread)
+    check_conv_transpose(input, weight, bias, step, pad, extra, groups, spread)
     return _op(input, weight, bias, step, pad, extra, groups, spread)
-
-
-def _check(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    output_padding: list[int],
-    groups: int,
-    dilation: list[int],
-) -> None:
-    channels = input.shape[1]
-    if groups < 1 or channels % groups or weight.shape[0] != channels:
-        raise ValueError(
-            f"weight: expected [Cin, Cout / groups, KH, KW] with Cin = {channels} divisible by groups = {groups}, "
-            f"got {list(weight.shape)}"
-        )
-    if weight.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type):
-        raise TypeError(f"weight: expected the dtype of input, {input.dtype}, got {weight.dtype}")
-    if weight.device != input.device or (bias is not None and bias.device != input.device):
-        raise ValueError(
-            f"weight and bias: expected the device of input, {input.device}, got {weight.device}"
-            + ("" if bias is None else f" and {bias.device}")
-        )
-    if bias is not None and (bias.dim() != 1 or bias.shape[0] != weight.shape[1] * groups):
-        raise ValueError(f"bias: expected [Cout] with Cout = {weight.shape[1] * groups}, got {list(bias.shape)}")
-    for d in range(2):
-        if output_padding[d] >= max(stride[d], dilation[d]):
-            raise ValueError(
-                f"output_padding: expected less than stride {stride} or dilation {dilation}, got {output_padding}"
-            )
-        size = (input.shape[2 + d] - 1) * stride[d] - 2 * padding[d] + dilation[d] * (weight.shape[2 + d] - 1)
-        if input.shape[2 + d] < 1 or size + output_padding[d] + 1 < 1:
-            raise ValueError(
-                f"input: expected a size that gives a positive output, got {list(input.shape)} with kernel "
-                f"{list(weight.shape[2:])}, stride {stride}, padding {padding}, dilation {dilation}"
-            )

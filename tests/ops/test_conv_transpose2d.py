@@ -33,7 +33,7 @@ class TestConvTranspose2d(OpTest):
     oracle = staticmethod(F.conv_transpose2d)
     autocast_dtype = torch.bfloat16
     equal_between_thread_counts = False
-    gradcheck_samples = ("small 2x2", "small phases", "small strided")
+    gradcheck_samples = ("small 2x2", "small phases", "small depthwise", "small strided")
 
     def samples(self, device, dtype):
         def make(name, shape, out_channels, kernel, *rest, **more):
@@ -55,27 +55,32 @@ class TestConvTranspose2d(OpTest):
             make("4x4 stride 2", (2, 3, 6, 5), 4, 4, 2, 1),
             make("everything", (2, 4, 6, 5), 6, 3, (2, 3), (1, 0), (1, 2), 2, 2),
             make("depthwise", (2, 4, 6, 5), 4, 4, 2, 1, groups=4),
+            make("depthwise 3x5", (2, 3, 7, 10), 3, (3, 5), (2, 3), (1, 4), (1, 2), groups=3),
+            make("depthwise kernel under stride", (1, 3, 5, 4), 3, (1, 2), 3, 0, 2, groups=3, bias=False),
+            make("depthwise channels_last", (2, 4, 6, 5), 4, 4, 2, 1, groups=4, channels_last=True),
             make("1x1", (2, 4, 6, 5), 3, 1),
             make("unbatched", (4, 3, 5), 6, 2, 2),
             make("small 2x2", (1, 2, 2, 3), 2, 2, 2),
             make("small phases", (1, 1, 2, 1), 1, 16, 8, 4),
+            make("small depthwise", (1, 2, 2, 3), 2, 4, 2, 1, groups=2),
             make("small strided", (1, 2, 2, 3), 2, 3, 2, 1, 1),
         ]  # fmt: skip
 
     @settings(max_examples=60, deadline=None)
     @given(st.data())
     def test_geometry_agrees_with_torch(self, data):
-        """Random geometry, half of it on the kernel == stride path."""
+        """Random geometry, half of it on the kernel == stride path, and some of it depthwise."""
         draw = data.draw
         kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
         tiled = draw(st.booleans())
         groups = 1 if tiled else draw(st.integers(1, 3))
+        widths = (1, 1) if draw(st.booleans()) and not tiled else (draw(st.integers(1, 5)), draw(st.integers(1, 5)))
         stride = kernel if tiled else draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
         padding = (0, 0) if tiled else draw(st.tuples(st.integers(0, kernel[0] - 1), st.integers(0, kernel[1] - 1)))
         output_padding = (0, 0) if tiled else tuple(draw(st.integers(0, s - 1)) for s in stride)
         size = draw(st.tuples(st.integers(0, 2), st.integers(3, 9), st.integers(3, 40)))
         sample = case(
-            "drawn", (size[0], groups * draw(st.integers(1, 5)), *size[1:]), groups * draw(st.integers(1, 5)), kernel,
+            "drawn", (size[0], groups * widths[0], *size[1:]), groups * widths[1], kernel,
             "cpu", torch.float32, stride, padding, output_padding, groups, 1, draw(st.booleans()), draw(st.booleans()),
         )  # fmt: skip
         expected = self._both(F.conv_transpose2d, sample, torch.float64)
@@ -100,7 +105,7 @@ class TestConvTranspose2d(OpTest):
         y = torch.randn_like(output)
         torch.testing.assert_close((output * y).sum(), (F.conv2d(y, weight, None, stride) * x).sum())
 
-    @pytest.mark.parametrize("name", ["2x2 many pixels", "2x2 deep", "3x3", "FCN uncropped"])
+    @pytest.mark.parametrize("name", ["2x2 many pixels", "2x2 deep", "3x3", "FCN uncropped", "depthwise"])
     def test_own_paths_do_not_depend_on_threads(self, name):
         results = []
         for threads in (1, 2):
