@@ -8,6 +8,8 @@ from segkernels.ops.dice_bce_loss import dice_bce_loss
 from segkernels.ops.max_pool2d import max_pool2d
 from segkernels.ops.max_unpool2d import max_unpool2d
 from segkernels.ops.nms import nms
+from segkernels.ops.paste_masks import paste_masks
+from segkernels.ops.paste_masks_rle import paste_masks_rle
 
 __all__ = [
     "batched_nms",
@@ -18,4 +20,6 @@ __all__ = [
     "max_pool2d",
     "max_unpool2d",
     "nms",
+    "paste_masks",
+    "paste_masks_rle",
 ]
