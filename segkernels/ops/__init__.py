@@ -1,5 +1,7 @@
 """Operators as functions; every one is also a dispatcher op ``torch.ops.segkernels.<name>``."""
 
+from segkernels.ops.batched_nms import batched_nms
+from segkernels.ops.box_iou import box_iou
 from segkernels.ops.confusion_matrix import confusion_matrix
 from segkernels.ops.conv2d import conv2d
 from segkernels.ops.conv_transpose1d import conv_transpose1d
@@ -7,8 +9,13 @@ from segkernels.ops.conv_transpose2d import conv_transpose2d
 from segkernels.ops.dice_bce_loss import dice_bce_loss
 from segkernels.ops.max_pool2d import max_pool2d
 from segkernels.ops.max_unpool2d import max_unpool2d
+from segkernels.ops.nms import nms
+from segkernels.ops.paste_masks import paste_masks
+from segkernels.ops.paste_masks_rle import paste_masks_rle
 
 __all__ = [
+    "batched_nms",
+    "box_iou",
     "confusion_matrix",
     "conv2d",
     "conv_transpose1d",
@@ -16,4 +23,7 @@ __all__ = [
     "dice_bce_loss",
     "max_pool2d",
     "max_unpool2d",
+    "nms",
+    "paste_masks",
+    "paste_masks_rle",
 ]

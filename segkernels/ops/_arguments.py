@@ -51,3 +51,19 @@ def check_same_device(a: torch.Tensor, b: torch.Tensor, name_a: str, name_b: str
 def check_rank(tensor: torch.Tensor, name: str, ranks: tuple[int, ...], layout: str) -> None:
     if tensor.dim() not in ranks:
         raise ValueError(f"{name}: expected {layout}, got shape {list(tensor.shape)}")
+
+
+def check_boxes(tensor: torch.Tensor, name: str) -> None:
+    check_floating(tensor, name)
+    if tensor.dim() < 2 or tensor.shape[-1] != 4:
+        raise ValueError(f"{name}: expected [N, 4], got shape {list(tensor.shape)}")
+
+
+def check_scored_boxes(boxes: torch.Tensor, scores: torch.Tensor) -> None:
+    check_boxes(boxes, "boxes")
+    check_floating(scores, "scores")
+    if boxes.dim() != 2:
+        raise ValueError(f"boxes: expected [N, 4], got shape {list(boxes.shape)}")
+    if scores.shape != boxes.shape[:1]:
+        raise ValueError(f"scores: expected one for each of {boxes.shape[0]} boxes, got shape {list(scores.shape)}")
+    check_same_device(boxes, scores, "boxes", "scores")
