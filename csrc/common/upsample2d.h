@@ -77,6 +77,17 @@ AdjointAxis<acc_t> adjoint_axis(int64_t in_size, int64_t out_size, const F& tap)
   return axis;
 }
 
+template <typename scalar_t, typename acc_t>
+SEGKERNELS_INLINE void store_one(acc_t value, scalar_t* to) {
+  if constexpr (std::is_same_v<scalar_t, half>) {
+    to->x = float_to_half_bits(value);
+  } else if constexpr (std::is_same_v<scalar_t, bfloat16>) {
+    to->x = float_to_bfloat16_bits(value);
+  } else {
+    *to = value;
+  }
+}
+
 // sums[i] = sum over rows of weights[row] * grad[row * stride + i].
 template <typename acc_t, typename scalar_t>
 SEGKERNELS_CLONES void add_rows(const scalar_t* grad, int64_t stride, const acc_t* weights, int64_t rows, int64_t count,
@@ -107,11 +118,11 @@ SEGKERNELS_CLONES void add_rows(const scalar_t* grad, int64_t stride, const acc_
 template <typename acc_t, typename scalar_t>
 SEGKERNELS_CLONES void gather_columns(const acc_t* sums, const AdjointAxis<acc_t>& axis, scalar_t* grad_input) {
   const int64_t width = static_cast<int64_t>(axis.ranges.size());
+  const AdjointRange* ranges = axis.ranges.data();
   for (int64_t x = 0; x < width; ++x) {
-    const AdjointRange& range = axis.ranges[x];
-    const acc_t* weights = axis.weights.data() + range.weights;
-    const acc_t* from = sums + range.begin;
-    const int64_t count = range.end - range.begin;
+    const acc_t* weights = axis.weights.data() + ranges[x].weights;
+    const acc_t* from = sums + ranges[x].begin;
+    const int64_t count = ranges[x].end - ranges[x].begin;
     acc_t even = 0, odd = 0;
     int64_t i = 0;
     for (; i + 2 <= count; i += 2) {
@@ -121,8 +132,7 @@ SEGKERNELS_CLONES void gather_columns(const acc_t* sums, const AdjointAxis<acc_t
     if (i < count) {
       even += from[i] * weights[i];
     }
-    const acc_t sum = even + odd;
-    store_values(&sum, 1, 1, grad_input + x);
+    store_one(even + odd, grad_input + x);
   }
 }
 

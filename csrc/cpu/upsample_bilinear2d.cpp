@@ -11,17 +11,6 @@
 namespace segkernels {
 namespace {
 
-template <typename scalar_t, typename acc_t>
-SEGKERNELS_INLINE void store_one(acc_t value, scalar_t* to) {
-  if constexpr (std::is_same_v<scalar_t, half>) {
-    to->x = float_to_half_bits(value);
-  } else if constexpr (std::is_same_v<scalar_t, bfloat16>) {
-    to->x = float_to_bfloat16_bits(value);
-  } else {
-    *to = value;
-  }
-}
-
 // `row` has room for kLanes more: each run writes whole vectors, the next one overwrites the excess.
 template <typename scalar_t, typename acc_t>
 SEGKERNELS_CLONES void stretch_row(const scalar_t* source, const Columns<acc_t>& columns, acc_t* row) {
