@@ -11,6 +11,7 @@
 #include "../common/joint_histogram.h"
 #include "../common/label_bins.h"
 #include "../common/parallel.h"
+#include "../common/upsample_argmax.h"
 #include "confusion_matrix_classes.h"
 
 namespace segkernels {
@@ -154,34 +155,15 @@ void count_upsampled(const Tensor& logits, bool channels_last, int64_t out_h, in
                      const Counts& counts) {
   using acc_t = accumulate_t<scalar_t>;
   const int64_t classes = logits.size(1);
-  const int64_t h = logits.size(2);
-  const int64_t w = logits.size(3);
   const scalar_t* data = static_cast<const scalar_t*>(logits.const_data_ptr());
-  const Columns<acc_t> columns = upsampled_columns<acc_t>(w, out_w);
-  const RowLayout layout{classes, w, channels_last ? 1 : w + 1, channels_last ? classes : 1};
+  const BilinearAxis<acc_t> axis = bilinear_axis<acc_t>(logits.size(2), out_h);
+  const Columns<acc_t> columns = upsampled_columns(bilinear_axis<acc_t>(logits.size(3), out_w));
   const auto count_rows = [&](JointHistogram& histogram, int64_t begin, int64_t end) {
-    std::vector<acc_t> low(layout.size()), high(layout.size()), row(layout.size());
+    UpsampledArgmax<scalar_t> argmax(data, classes, channels_last, axis, columns, logits.size(3));
     std::vector<int32_t> rows(out_w), cols(out_w + kLanes<acc_t>);
-    int64_t low_loaded = -1;
-    int64_t high_loaded = -1;
     for (int64_t item = begin; item < end; ++item) {
       const int64_t image = item / out_h;
-      const BilinearTap<acc_t> tap = bilinear_tap<acc_t>(item - image * out_h, h, out_h);
-      const scalar_t* source = data + image * classes * h * w;
-      if (image * h + tap.low == high_loaded) {
-        std::swap(low, high);
-        std::swap(low_loaded, high_loaded);
-      }
-      if (image * h + tap.low != low_loaded) {
-        load_row(source, tap.low, h, channels_last, layout, low.data());
-        low_loaded = image * h + tap.low;
-      }
-      if (image * h + tap.high != high_loaded) {
-        load_row(source, tap.high, h, channels_last, layout, high.data());
-        high_loaded = image * h + tap.high;
-      }
-      blend_rows(low.data(), high.data(), tap.low_weight, tap.high_weight, layout.size(), row.data());
-      argmax_upsampled_row(row.data(), layout, columns, cols.data());
+      argmax.classify(image, item - image * out_h, cols.data());
       target.bins(item * out_w, out_w, rows.data());
       histogram.add(rows.data(), cols.data(), out_w);
     }

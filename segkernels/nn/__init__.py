@@ -2,5 +2,12 @@
 
 from segkernels.nn.conv import ConvTranspose1d, ConvTranspose2d
 from segkernels.nn.pooling import MaxPool2d, MaxUnpool2d
+from segkernels.nn.upsample import Upsample
 
-__all__ = ["ConvTranspose1d", "ConvTranspose2d", "MaxPool2d", "MaxUnpool2d"]
+__all__ = [
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "MaxPool2d",
+    "MaxUnpool2d",
+    "Upsample",
+]

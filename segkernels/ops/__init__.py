@@ -1,6 +1,7 @@
 """Operators as functions; every one is also a dispatcher op ``torch.ops.segkernels.<name>``."""
 
 from segkernels.ops.batched_nms import batched_nms
+from segkernels.ops.bed_of_nails import bed_of_nails
 from segkernels.ops.box_iou import box_iou
 from segkernels.ops.confusion_matrix import confusion_matrix
 from segkernels.ops.conv2d import conv2d
@@ -12,9 +13,13 @@ from segkernels.ops.max_unpool2d import max_unpool2d
 from segkernels.ops.nms import nms
 from segkernels.ops.paste_masks import paste_masks
 from segkernels.ops.paste_masks_rle import paste_masks_rle
+from segkernels.ops.upsample_argmax import upsample_argmax
+from segkernels.ops.upsample_bilinear2d import upsample_bilinear2d
+from segkernels.ops.upsample_nearest2d import upsample_nearest2d
 
 __all__ = [
     "batched_nms",
+    "bed_of_nails",
     "box_iou",
     "confusion_matrix",
     "conv2d",
@@ -26,4 +31,7 @@ __all__ = [
     "nms",
     "paste_masks",
     "paste_masks_rle",
+    "upsample_argmax",
+    "upsample_bilinear2d",
+    "upsample_nearest2d",
 ]

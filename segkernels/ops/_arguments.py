@@ -67,3 +67,30 @@ def check_scored_boxes(boxes: torch.Tensor, scores: torch.Tensor) -> None:
     if scores.shape != boxes.shape[:1]:
         raise ValueError(f"scores: expected one for each of {boxes.shape[0]} boxes, got shape {list(scores.shape)}")
     check_same_device(boxes, scores, "boxes", "scores")
+
+
+def resampled_size(
+    input: torch.Tensor, size: int | Sequence[int] | None, scale_factor: float | Sequence[float] | None
+) -> tuple[list[int], float | None, float | None]:
+    """``([H, W], scales_h, scales_w)`` as torch.nn.functional.interpolate takes them: one of the two is given."""
+    if (size is None) == (scale_factor is None):
+        raise ValueError(f"size and scale_factor: expected exactly one of them, got {size!r} and {scale_factor!r}")
+    if size is not None:
+        return pair(size, "size", 1), None, None
+    assert scale_factor is not None
+    scales = [scale_factor] * 2 if isinstance(scale_factor, (int, float)) else list(scale_factor)
+    if len(scales) != 2:
+        raise ValueError(f"scale_factor: expected one number or two (height, width), got {scale_factor!r}")
+    scale_h, scale_w = float(scales[0]), float(scales[1])
+    output = [torch.sym_int(input.shape[2] * scale_h), torch.sym_int(input.shape[3] * scale_w)]
+    if output[0] < 1 or output[1] < 1:
+        raise ValueError(f"scale_factor: expected an output of at least 1x1, got {scale_factor!r} for {list(input.shape)}")
+    return output, scale_h, scale_w
+
+
+def check_resampled(input: torch.Tensor, name: str) -> None:
+    """A floating-point [N, C, h, w] with pixels to sample from."""
+    check_floating(input, name)
+    check_rank(input, name, (4,), "[N, C, h, w]")
+    if input.shape[2] == 0 or input.shape[3] == 0:
+        raise ValueError(f"{name}: expected a height and width of at least 1, got shape {list(input.shape)}")

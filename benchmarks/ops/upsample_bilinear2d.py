@@ -1,0 +1,48 @@
+"""Bilinear upsampling of logits and feature maps, against torch.nn.functional.interpolate in both layouts."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.cases import Case, Work
+from segkernels.ops import upsample_bilinear2d
+
+
+def eager(image, size):
+    return F.interpolate(image, size, mode="bilinear")
+
+
+def eager_channels_last(image, size):
+    return F.interpolate(image.contiguous(memory_format=torch.channels_last), size, mode="bilinear")
+
+
+def case(name, shape, size, channels_last=False, **rest):
+    def inputs(dtype, device):
+        image = torch.randn(shape, device=device).to(dtype)
+        return image.contiguous(memory_format=torch.channels_last) if channels_last else image, size
+
+    def work(itemsize):
+        forward = (shape[2] * shape[3] + size[0] * size[1]) * shape[0] * shape[1] * itemsize
+        return Work({"fwd": forward, "fwdbwd": 2 * forward})
+
+    return Case(
+        name=name,
+        inputs=inputs,
+        ours=upsample_bilinear2d,
+        baselines={"eager": eager, "eager channels_last": eager_channels_last},
+        work=work,
+        **rest,
+    )
+
+
+BOTH = {"fwd": 3.0, "fwdbwd": 3.0}
+
+CASES = [
+    case("4x21x65x65 to 260x260", (4, 21, 65, 65), (260, 260), goals=BOTH),
+    case("4x21x65x65 to 513x513", (4, 21, 65, 65), (513, 513), goals=BOTH),
+    case("4x256x32x32 to 128x128", (4, 256, 32, 32), (128, 128), goals=BOTH),
+    case("4x256x32x32 to 128x128 channels_last", (4, 256, 32, 32), (128, 128), True),
+    case("2x21x256x256 to 128x128", (2, 21, 256, 256), (128, 128)),
+    case("8x8 overhead", (1, 1, 8, 8), (16, 16), modes=("fwd",), overhead_goals={"fwd": 15.0}),
+]

@@ -1,0 +1,160 @@
+// Bilinear resampling on the CPU.
+//
+// NCHW: a source row is stretched to the output's width once, and two stretched rows are blended into each output row.
+// channels_last: four pixels are blended into one, all channels at once.
+#include <torch/csrc/stable/library.h>
+
+#include "../common/bilinear.h"
+#include "../common/upsample2d.h"
+#include "../common/upsample_columns.h"
+
+namespace segkernels {
+namespace {
+
+// `row` has room for kLanes more: each run writes whole vectors, the next one overwrites the excess.
+template <typename scalar_t, typename acc_t>
+SEGKERNELS_CLONES void stretch_row(const scalar_t* source, const Columns<acc_t>& columns, acc_t* row) {
+  typedef acc_t values_t __attribute__((vector_size(32)));
+  for (const ColumnRun& run : columns.runs) {
+    values_t low_weight, high_weight;
+    __builtin_memcpy(&low_weight, columns.low_weight.data() + run.begin, sizeof(values_t));
+    __builtin_memcpy(&high_weight, columns.high_weight.data() + run.begin, sizeof(values_t));
+    const values_t value =
+        to_compute<acc_t>(source[run.low]) * low_weight + to_compute<acc_t>(source[run.high]) * high_weight;
+    __builtin_memcpy(row + run.begin, &value, sizeof(values_t));
+  }
+}
+
+template <typename scalar_t, typename acc_t>
+SEGKERNELS_CLONES void blend_row(const acc_t* low, const acc_t* high, acc_t low_weight, acc_t high_weight,
+                                 int64_t count, scalar_t* output) {
+  for (int64_t i = 0; i < count; ++i) {
+    store_one(low[i] * low_weight + high[i] * high_weight, output + i);
+  }
+}
+
+template <typename scalar_t, typename acc_t>
+void upsample_planes(const Upsample2dShape& s, const BilinearAxis<acc_t>& rows, const BilinearAxis<acc_t>& cols,
+                     const scalar_t* input, scalar_t* output) {
+  const Columns<acc_t> columns = upsampled_columns(cols);
+  parallel_items(s.planes() * s.out_h, s.out_w, [&](int64_t begin, int64_t end) {
+    std::vector<acc_t> low(s.out_w + kLanes<acc_t>), high(s.out_w + kLanes<acc_t>);
+    int64_t low_row = -1;
+    int64_t high_row = -1;  // the source rows that `low` and `high` hold
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t plane = item / s.out_h;
+      const BilinearTap<acc_t> tap = rows.tap(item - plane * s.out_h);
+      const int64_t want_low = plane * s.in_h + tap.low;
+      const int64_t want_high = plane * s.in_h + tap.high;
+      if (low_row != want_low) {
+        if (high_row == want_low) {
+          std::swap(low, high);
+          std::swap(low_row, high_row);
+        } else {
+          stretch_row(input + want_low * s.in_w, columns, low.data());
+          low_row = want_low;
+        }
+      }
+      const acc_t* other = low.data();
+      if (want_high != want_low) {
+        if (high_row != want_high) {
+          stretch_row(input + want_high * s.in_w, columns, high.data());
+          high_row = want_high;
+        }
+        other = high.data();
+      }
+      blend_row(low.data(), other, tap.low_weight, tap.high_weight, s.out_w, output + item * s.out_w);
+    }
+  });
+}
+
+// One output row: pixels of `channels` values, each from the two source columns of its tap.
+template <typename scalar_t, typename acc_t>
+SEGKERNELS_CLONES void blend_pixels(const scalar_t* low_row, const scalar_t* high_row, const BilinearTap<acc_t>& y,
+                                    const BilinearTap<acc_t>* taps, int64_t width, int64_t channels, scalar_t* output) {
+  for (int64_t x = 0; x < width; ++x, output += channels) {
+    const BilinearTap<acc_t>& tap = taps[x];
+    const scalar_t* p00 = low_row + tap.low * channels;
+    const scalar_t* p01 = low_row + tap.high * channels;
+    const scalar_t* p10 = high_row + tap.low * channels;
+    const scalar_t* p11 = high_row + tap.high * channels;
+    for (int64_t c = 0; c < channels; ++c) {
+      const acc_t low = to_compute<acc_t>(p00[c]) * tap.low_weight + to_compute<acc_t>(p01[c]) * tap.high_weight;
+      const acc_t high = to_compute<acc_t>(p10[c]) * tap.low_weight + to_compute<acc_t>(p11[c]) * tap.high_weight;
+      store_one(low * y.low_weight + high * y.high_weight, output + c);
+    }
+  }
+}
+
+template <typename scalar_t, typename acc_t>
+void upsample_pixels(const Upsample2dShape& s, const BilinearAxis<acc_t>& rows, const BilinearAxis<acc_t>& cols,
+                     const scalar_t* input, scalar_t* output) {
+  std::vector<BilinearTap<acc_t>> taps(s.out_w);
+  for (int64_t x = 0; x < s.out_w; ++x) {
+    taps[x] = cols.tap(x);
+  }
+  parallel_items(s.batch * s.out_h, s.out_w * s.channels, [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t n = item / s.out_h;
+      const BilinearTap<acc_t> y = rows.tap(item - n * s.out_h);
+      const scalar_t* image = input + n * s.in_h * s.in_w * s.channels;
+      const int64_t step = s.in_w * s.channels;
+      blend_pixels(image + y.low * step, image + y.high * step, y, taps.data(), s.out_w, s.channels,
+                   output + item * s.out_w * s.channels);
+    }
+  });
+}
+
+Tensor upsample_bilinear2d_cpu(const Tensor& input,  // [N, C, h, w]
+                               std::vector<int64_t> output_size, bool align_corners, std::optional<double> scales_h,
+                               std::optional<double> scales_w) {
+  check_output_size("upsample_bilinear2d", "output_size", output_size, input);
+  const bool channels_last = is_channels_last(input);
+  const Tensor source = to_dense(input, channels_last);
+  const Upsample2dShape s{input.size(0),  input.size(1),  input.size(2), input.size(3),
+                          output_size[0], output_size[1], channels_last};
+  Tensor output = empty_nchw(s.batch, s.channels, s.out_h, s.out_w, input.scalar_type(), input, channels_last);
+  dispatch_floating(input.scalar_type(), "upsample_bilinear2d", [&]<typename scalar_t>() {
+    using acc_t = accumulate_t<scalar_t>;
+    const auto rows = bilinear_axis<acc_t>(s.in_h, s.out_h, align_corners, scales_h);
+    const auto cols = bilinear_axis<acc_t>(s.in_w, s.out_w, align_corners, scales_w);
+    const scalar_t* from = static_cast<const scalar_t*>(source.const_data_ptr());
+    scalar_t* to = static_cast<scalar_t*>(output.mutable_data_ptr());
+    if (channels_last) {
+      upsample_pixels(s, rows, cols, from, to);
+    } else {
+      upsample_planes(s, rows, cols, from, to);
+    }
+  });
+  return output;
+}
+
+Tensor upsample_bilinear2d_backward_cpu(const Tensor& grad_output,  // [N, C, H, W]
+                                        std::vector<int64_t> input_size, bool align_corners,
+                                        std::optional<double> scales_h, std::optional<double> scales_w) {
+  check_output_size("upsample_bilinear2d_backward", "input_size", input_size, grad_output);
+  const bool channels_last = is_channels_last(grad_output);
+  const Tensor grad = to_dense(grad_output, channels_last);
+  const Upsample2dShape s{grad.size(0), grad.size(1), input_size[0], input_size[1],
+                          grad.size(2), grad.size(3), channels_last};
+  Tensor grad_input = empty_nchw(s.batch, s.channels, s.in_h, s.in_w, grad.scalar_type(), grad, channels_last);
+  dispatch_floating(grad.scalar_type(), "upsample_bilinear2d_backward", [&]<typename scalar_t>() {
+    using acc_t = accumulate_t<scalar_t>;
+    const auto rows = bilinear_axis<acc_t>(s.in_h, s.out_h, align_corners, scales_h);
+    const auto cols = bilinear_axis<acc_t>(s.in_w, s.out_w, align_corners, scales_w);
+    gather_gradient(s, adjoint_axis<acc_t>(s.in_h, s.out_h, [&](int64_t y) { return rows.tap(y); }),
+                    adjoint_axis<acc_t>(s.in_w, s.out_w, [&](int64_t x) { return cols.tap(x); }),
+                    static_cast<const scalar_t*>(grad.const_data_ptr()),
+                    static_cast<scalar_t*>(grad_input.mutable_data_ptr()));
+  });
+  return grad_input;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(segkernels, CPU, m) {
+  m.impl("upsample_bilinear2d", TORCH_BOX(&upsample_bilinear2d_cpu));
+  m.impl("upsample_bilinear2d_backward", TORCH_BOX(&upsample_bilinear2d_backward_cpu));
+}
+
+}  // namespace segkernels

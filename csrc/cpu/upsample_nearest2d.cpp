@@ -1,0 +1,125 @@
+// Nearest-neighbour resampling on the CPU. The forward moves values without looking at them and is instantiated by
+// element size; the backward sums, for each source pixel, the outputs that took its value.
+#include <torch/csrc/stable/library.h>
+
+#include <cstring>
+
+#include "../common/max_unpool2d.h"
+#include "../common/nearest.h"
+#include "../common/upsample2d.h"
+
+namespace segkernels {
+namespace {
+
+std::vector<int64_t> sources(const NearestAxis& axis) {
+  std::vector<int64_t> result(axis.out_size);
+  for (int64_t x = 0; x < axis.out_size; ++x) {
+    result[x] = axis.source(x);
+  }
+  return result;
+}
+
+template <typename T>
+SEGKERNELS_CLONES void take_columns(const T* source, const int64_t* columns, int64_t count, T* output) {
+  for (int64_t x = 0; x < count; ++x) {
+    output[x] = source[columns[x]];
+  }
+}
+
+// Whole multiples of the width, the usual case, need no table.
+template <typename T, int64_t kTimes>
+SEGKERNELS_CLONES void repeat_columns(const T* source, int64_t count, T* output) {
+  for (int64_t x = 0; x < count; ++x) {
+    for (int64_t k = 0; k < kTimes; ++k) {
+      output[x * kTimes + k] = source[x];
+    }
+  }
+}
+
+template <typename T>
+void resample(const Upsample2dShape& s, const NearestAxis& rows, const NearestAxis& cols, const T* input, T* output) {
+  const std::vector<int64_t> columns = sources(cols);
+  const int64_t images = s.channels_last ? s.batch : s.planes();
+  const int64_t step = s.channels_last ? s.channels : 1;  // values of one pixel
+  const int64_t out_row = s.out_w * step;
+  const int64_t times = cols.whole_factor();
+  parallel_items(images * s.out_h, out_row, [&](int64_t begin, int64_t end) {
+    int64_t last = -1;  // the source row that the row before took
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t image = item / s.out_h;
+      const int64_t source_row = image * s.in_h + rows.source(item - image * s.out_h);
+      const T* source = input + source_row * s.in_w * step;
+      T* to = output + item * out_row;
+      if (source_row == last) {
+        std::memcpy(static_cast<void*>(to), to - out_row, out_row * sizeof(T));
+      } else if (step > 1) {
+        for (int64_t x = 0; x < s.out_w; ++x) {
+          std::memcpy(static_cast<void*>(to + x * step), source + columns[x] * step, step * sizeof(T));
+        }
+      } else if (times == 2) {
+        repeat_columns<T, 2>(source, s.in_w, to);
+      } else if (times == 4) {
+        repeat_columns<T, 4>(source, s.in_w, to);
+      } else {
+        take_columns(source, columns.data(), s.out_w, to);
+      }
+      last = source_row;
+    }
+  });
+}
+
+Tensor upsample_nearest2d_cpu(const Tensor& input,  // [N, C, h, w]
+                              std::vector<int64_t> output_size, std::optional<double> scales_h,
+                              std::optional<double> scales_w) {
+  check_output_size("upsample_nearest2d", "output_size", output_size, input);
+  const bool channels_last = is_channels_last(input);
+  const Tensor source = to_dense(input, channels_last);
+  const Upsample2dShape s{input.size(0),  input.size(1),  input.size(2), input.size(3),
+                          output_size[0], output_size[1], channels_last};
+  Tensor output = empty_nchw(s.batch, s.channels, s.out_h, s.out_w, input.scalar_type(), input, channels_last);
+  dispatch_element(input, "upsample_nearest2d", [&]<typename T>() {
+    resample(s, nearest_axis(s.in_h, s.out_h, scales_h), nearest_axis(s.in_w, s.out_w, scales_w),
+             static_cast<const T*>(source.const_data_ptr()), static_cast<T*>(output.mutable_data_ptr()));
+  });
+  return output;
+}
+
+template <typename acc_t>
+AdjointAxis<acc_t> nearest_adjoint(const NearestAxis& axis) {
+  struct Tap {
+    int64_t low, high;
+    acc_t low_weight, high_weight;
+  };
+  return adjoint_axis<acc_t>(axis.in_size, axis.out_size, [&](int64_t output) {
+    const int64_t source = axis.source(output);
+    return Tap{source, source, acc_t(1), acc_t(0)};
+  });
+}
+
+Tensor upsample_nearest2d_backward_cpu(const Tensor& grad_output,  // [N, C, H, W]
+                                       std::vector<int64_t> input_size, std::optional<double> scales_h,
+                                       std::optional<double> scales_w) {
+  check_output_size("upsample_nearest2d_backward", "input_size", input_size, grad_output);
+  const bool channels_last = is_channels_last(grad_output);
+  const Tensor grad = to_dense(grad_output, channels_last);
+  const Upsample2dShape s{grad.size(0), grad.size(1), input_size[0], input_size[1],
+                          grad.size(2), grad.size(3), channels_last};
+  Tensor grad_input = empty_nchw(s.batch, s.channels, s.in_h, s.in_w, grad.scalar_type(), grad, channels_last);
+  dispatch_floating(grad.scalar_type(), "upsample_nearest2d_backward", [&]<typename scalar_t>() {
+    using acc_t = accumulate_t<scalar_t>;
+    gather_gradient(s, nearest_adjoint<acc_t>(nearest_axis(s.in_h, s.out_h, scales_h)),
+                    nearest_adjoint<acc_t>(nearest_axis(s.in_w, s.out_w, scales_w)),
+                    static_cast<const scalar_t*>(grad.const_data_ptr()),
+                    static_cast<scalar_t*>(grad_input.mutable_data_ptr()));
+  });
+  return grad_input;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(segkernels, CPU, m) {
+  m.impl("upsample_nearest2d", TORCH_BOX(&upsample_nearest2d_cpu));
+  m.impl("upsample_nearest2d_backward", TORCH_BOX(&upsample_nearest2d_backward_cpu));
+}
+
+}  // namespace segkernels

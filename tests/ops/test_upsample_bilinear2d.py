@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from op_test import OpTest, Sample
+
+from segkernels.ops import upsample_bilinear2d
+
+MAP = torch.randn(1, 2, 3, 4)
+
+
+def interpolate(input, size=None, scale_factor=None, align_corners=False):
+    return F.interpolate(input, size, scale_factor, mode="bilinear", align_corners=align_corners)
+
+
+class TestUpsampleBilinear2d(OpTest):
+    op = "upsample_bilinear2d"
+    function = staticmethod(upsample_bilinear2d)
+    oracle = staticmethod(interpolate)
+    gradcheck_samples = ("2x", "align_corners", "downsampling")
+
+    def samples(self, device, dtype):
+        def values(*shape, channels_last=False):
+            image = torch.randn(shape, device=device).to(dtype)
+            return image.contiguous(memory_format=torch.channels_last) if channels_last else image
+
+        return [
+            Sample("2x", (values(2, 3, 4, 5),), {"scale_factor": 2}),
+            Sample("4x", (values(1, 3, 9, 7),), {"scale_factor": 4}),
+            Sample("4x channels_last", (values(2, 21, 5, 6, channels_last=True),), {"scale_factor": 4}),
+            Sample("many channels", (values(1, 512, 2, 3, channels_last=True),), {"size": (5, 7)}),
+            Sample("align_corners", (values(2, 3, 4, 5), (9, 13), None, True)),
+            Sample("align_corners channels_last", (values(2, 3, 4, 5, channels_last=True), (9, 13), None, True)),
+            Sample("factor unlike the ratio of the sizes", (values(2, 3, 7, 9),), {"scale_factor": (2.3, 1.7)}),
+            Sample("factor that keeps the size", (values(1, 2, 8, 8),), {"scale_factor": 1.05}),
+            Sample("downsampling", (values(1, 2, 9, 11), (4, 3))),
+            Sample("downsampling channels_last", (values(1, 9, 9, 11, channels_last=True), (4, 3))),
+            Sample("down in one, up in the other", (values(1, 2, 9, 4), (3, 10))),
+            Sample("one pixel", (values(2, 3, 1, 1), (7, 4))),
+            Sample("to one pixel", (values(2, 3, 5, 7), 1)),
+            Sample("to one pixel align_corners", (values(2, 3, 5, 7), 1, None, True)),
+            Sample("huge factor", (values(1, 1, 2, 3),), {"scale_factor": 150}),
+            Sample("wide row", (values(1, 1, 2, 700), (4, 2800))),
+        ]  # fmt: skip
+
+    def test_worked_example(self):
+        image = torch.tensor([[10.0, 20], [30, 40]])[None, None]
+        expected = [[10, 12, 17, 20], [15, 17, 22, 25], [25, 27, 32, 35], [30, 32, 37, 40]]
+        assert upsample_bilinear2d(image, scale_factor=2).floor().squeeze().tolist() == expected
+
+    @pytest.mark.parametrize("align_corners", [False, True])
+    @pytest.mark.parametrize("channels_last", [False, True])
+    def test_sizes(self, align_corners, channels_last):
+        """Values and gradients of torch at every pair of small sizes."""
+        for in_size in (1, 2, 3, 8):
+            for out_size in (1, 2, 3, 5, 8, 16, 31):
+                image = torch.randn(2, 5, in_size, in_size + 1, dtype=torch.float64)
+                if channels_last:
+                    image = image.contiguous(memory_format=torch.channels_last)
+                image.requires_grad_()
+                output = upsample_bilinear2d(image, (out_size, out_size + 2), None, align_corners)
+                expected = interpolate(image, (out_size, out_size + 2), None, align_corners)
+                grad = torch.randn_like(expected)
+                torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
+                ours, theirs = (torch.autograd.grad(value, image, grad)[0] for value in (output, expected))
+                torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+    @pytest.mark.parametrize("scale_factor", [1.05, 4 / 3, 3, 0.7, 33.3])
+    def test_coordinates_are_torchs_to_the_bit(self, scale_factor):
+        """A ramp shows the coordinates; a column of zeros beside a large one shows which neighbours are read."""
+        ramp = torch.arange(300.0).expand(1, 1, 2, 300)
+        torch.testing.assert_close(
+            upsample_bilinear2d(ramp, scale_factor=scale_factor),
+            interpolate(ramp, scale_factor=scale_factor),
+            rtol=2e-7,
+            atol=0,
+        )
+
+    @pytest.mark.parametrize("channels_last", [False, True])
+    def test_not_a_number_stays_where_torch_has_it(self, channels_last, tier):
+        import segkernels
+
+        image = torch.randn(1, 9, 5, 6, device=tier[0])
+        image[0, 2, 2, 3], image[0, 4, 1, 1] = float("nan"), float("inf")
+        if channels_last:
+            image = image.contiguous(memory_format=torch.channels_last)
+        with segkernels.backend(tier[1]):
+            for size in ((5, 6), (5, 17), (15, 6), (3, 3), (20, 24)):
+                expected = F.interpolate(image.contiguous(), size, mode="bilinear")
+                assert torch.equal(upsample_bilinear2d(image, size).isfinite(), expected.isfinite()), size
+
+    def test_empty(self):
+        for shape in ((0, 3, 2, 2), (2, 0, 2, 2)):
+            image = torch.randn(shape, requires_grad=True)
+            output = upsample_bilinear2d(image, scale_factor=3)
+            assert output.shape == (*shape[:2], 6, 6)
+            output.sum().backward()
+            assert image.grad.shape == shape
+
+    @pytest.mark.parametrize(
+        ("arguments", "error", "match"),
+        [
+            ((MAP[0], 4), ValueError, r"input: expected \[N, C, h, w\]"),
+            ((MAP.long(), 4), TypeError, "input: expected float32"),
+            ((MAP[:, :, :0], 4), ValueError, "input: expected a height and width of at least 1"),
+            ((MAP,), ValueError, "size and scale_factor: expected exactly one"),
+            ((MAP, 4, 2.0), ValueError, "size and scale_factor: expected exactly one"),
+            ((MAP, 0), ValueError, "size"),
+            ((MAP, (1, 2, 3)), ValueError, "size"),
+            ((MAP, None, (1.0, 2.0, 3.0)), ValueError, "scale_factor: expected one number or two"),
+            ((MAP, None, -1), ValueError, "scale_factor: expected an output of at least 1x1"),
+            ((MAP, None, 0.1), ValueError, "scale_factor: expected an output of at least 1x1"),
+        ],
+    )  # fmt: skip
+    def test_bad_input(self, arguments, error, match):
+        with pytest.raises(error, match=match):
+            upsample_bilinear2d(*arguments)
