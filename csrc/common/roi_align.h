@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <vector>
 
 #if defined(__CUDACC__)
 #define SEGKERNELS_HOST_DEVICE __host__ __device__ __forceinline__
@@ -119,6 +120,11 @@ struct PyramidParams {
   int64_t level_min, level_max;
   double canonical_scale, canonical_level;
 };
+
+inline PyramidParams pyramid_params(const std::vector<double>& scales, double canonical_scale, double canonical_level) {
+  return {static_cast<int64_t>(scales.size()), static_cast<int64_t>(-std::log2(scales.front())),
+          static_cast<int64_t>(-std::log2(scales.back())), canonical_scale, canonical_level};
+}
 
 // Equation 1 of Lin et al. 2017 with torchvision's epsilon; -1 for a box without an area, which has no level.
 template <typename T>
