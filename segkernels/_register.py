@@ -39,6 +39,8 @@ _COMPILED = {"cpu": "CPU", "cuda": "CUDA"}
 #: How the table says that a tier could run, where the name alone would mislead.
 _AVAILABLE = {"emulated": "available (the CUDA source run on the CPU, for tests only)"}
 
+_TENSOR_LIST = "List[Tensor]"
+
 _library = Library(NAMESPACE, "DEF")
 _emulated: Library | None = None
 _operators: dict[str, Operator] = {}
@@ -106,11 +108,58 @@ def register(
     chosen = _default_tier(op, "cuda")
     if chosen == "triton":
         _library.impl(name, _tier_function("triton", op), "CUDA")
-    return _eager_call(overload, backward, setup_context)
+    takes_lists = any(str(argument.type) == _TENSOR_LIST for argument in overload._schema.arguments)
+    returns_list = str(overload._schema.returns[0].type) == _TENSOR_LIST
+    eager = _eager_list_call if takes_lists or returns_list else _eager_call
+    return eager(overload, backward, setup_context, overload._schema.name)
+
+
+def _eager_list_call(
+    overload: Any, backward: Callable[..., Any] | None, setup_context: Callable[..., Any] | None, name: str
+) -> Callable[..., Any]:
+    """_eager_call for an op with lists of tensors: autograd.Function sees only tensors that are arguments themselves.
+
+    Lists are laid out as arguments, behind their lengths (None: no list). A returned list becomes a tuple.
+    """
+    is_compiling = torch.compiler.is_compiling
+    returns_list = str(overload._schema.returns[0].type) == _TENSOR_LIST
+    lists = [str(argument.type) == _TENSOR_LIST for argument in overload._schema.arguments]
+
+    def grouped(lengths: tuple[int | None, ...], flat: tuple[Any, ...]) -> tuple[Any, ...]:
+        values = iter(flat)
+        return tuple(next(values) if n is None else [next(values) for _ in range(n)] for n in lengths)
+
+    def flat_op(lengths: tuple[int | None, ...], *flat: Any) -> Any:
+        result = overload(*grouped(lengths, flat))
+        return tuple(result) if returns_list else result
+
+    def flat_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.lengths = inputs[0]
+        if setup_context is not None:
+            setup_context(ctx, grouped(inputs[0], inputs[1:]), output)
+
+    def flat_backward(ctx: Any, *grads: Any) -> Any:
+        assert backward is not None
+        flat: list[Any] = [None]
+        for n, grad in zip(ctx.lengths, backward(ctx, list(grads)) if returns_list else backward(ctx, *grads)):
+            flat += [grad] if n is None else ([None] * n if grad is None else grad)
+        return tuple(flat)
+
+    flat_call = _eager_call(flat_op, backward and flat_backward, flat_setup_context, name)
+
+    def call(*args: Any) -> Any:
+        if is_compiling():
+            return overload(*args)
+        flat: list[Any] = []
+        for is_list, value in zip(lists, args):
+            flat += value if is_list else (value,)
+        return flat_call(tuple(len(value) if is_list else None for is_list, value in zip(lists, args)), *flat)
+
+    return call
 
 
 def _eager_call(
-    overload: Any, backward: Callable[..., Any] | None, setup_context: Callable[..., Any] | None
+    overload: Any, backward: Callable[..., Any] | None, setup_context: Callable[..., Any] | None, name: str
 ) -> Callable[..., Any]:
     """Calls the op past the Python kernel on its Autograd key, with the same autograd formula around it.
 
@@ -139,8 +188,8 @@ def _eager_call(
         def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
             return _vmap_loop(call, info, in_dims, *args)
 
-    Eager.backward = staticmethod(backward or functools.partial(_no_gradient, overload._schema.name))  # type: ignore[method-assign]
-    Eager.__name__ = Eager.__qualname__ = overload._schema.name.replace("::", "_")
+    Eager.backward = staticmethod(backward or functools.partial(_no_gradient, name))  # type: ignore[method-assign]
+    Eager.__name__ = Eager.__qualname__ = name.replace("::", "_")
 
     # Function.apply binds the arguments to forward's signature and looks for functorch at every call, 20 us on that machine.
     apply = super(torch.autograd.Function, Eager).apply
@@ -204,10 +253,12 @@ def _no_gradient(name: str, ctx: Any, *grads: Any) -> Any:
 def _vmap_loop(call: Callable[..., Any], info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
     # One call per element of the mapped dimension: right for every op, and what PyTorch's own fallback does.
     def element(value: Any, dim: Any, i: int) -> Any:
+        if isinstance(dim, (list, tuple)):
+            return [element(part, d, i) for part, d in zip(value, dim)]
         return value.select(dim, i) if isinstance(dim, int) else value
 
     results = [call(*(element(a, d, i) for a, d in zip(args, in_dims))) for i in range(info.batch_size)]
-    if isinstance(results[0], tuple):
+    if isinstance(results[0], (list, tuple)):
         return tuple(torch.stack(parts) for parts in zip(*results)), (0,) * len(results[0])
     return torch.stack(results), 0
 

@@ -2,6 +2,7 @@
 
 from segkernels.nn.conv import ConvTranspose1d, ConvTranspose2d
 from segkernels.nn.pooling import MaxPool2d, MaxUnpool2d
+from segkernels.nn.regions import MultiScaleRoIAlign, RoIAlign
 from segkernels.nn.upsample import Upsample
 
 __all__ = [
@@ -9,5 +10,7 @@ __all__ = [
     "ConvTranspose2d",
     "MaxPool2d",
     "MaxUnpool2d",
+    "MultiScaleRoIAlign",
+    "RoIAlign",
     "Upsample",
 ]

@@ -10,9 +10,11 @@ from segkernels.ops.conv_transpose2d import conv_transpose2d
 from segkernels.ops.dice_bce_loss import dice_bce_loss
 from segkernels.ops.max_pool2d import max_pool2d
 from segkernels.ops.max_unpool2d import max_unpool2d
+from segkernels.ops.multiscale_roi_align import multiscale_roi_align
 from segkernels.ops.nms import nms
 from segkernels.ops.paste_masks import paste_masks
 from segkernels.ops.paste_masks_rle import paste_masks_rle
+from segkernels.ops.roi_align import roi_align
 from segkernels.ops.upsample_argmax import upsample_argmax
 from segkernels.ops.upsample_bilinear2d import upsample_bilinear2d
 from segkernels.ops.upsample_nearest2d import upsample_nearest2d
@@ -28,9 +30,11 @@ __all__ = [
     "dice_bce_loss",
     "max_pool2d",
     "max_unpool2d",
+    "multiscale_roi_align",
     "nms",
     "paste_masks",
     "paste_masks_rle",
+    "roi_align",
     "upsample_argmax",
     "upsample_bilinear2d",
     "upsample_nearest2d",
