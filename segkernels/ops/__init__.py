@@ -5,5 +5,6 @@ from segkernels.ops.conv_transpose2d import conv_transpose2d
 from segkernels.ops.dice_bce_loss import dice_bce_loss
 from segkernels.ops.max_pool2d import max_pool2d
 from segkernels.ops.max_unpool2d import max_unpool2d
+from segkernels.ops.softmax_statistics import softmax_statistics
 
-__all__ = ["confusion_matrix", "conv_transpose2d", "dice_bce_loss", "max_pool2d", "max_unpool2d"]
+__all__ = ["confusion_matrix", "conv_transpose2d", "dice_bce_loss", "max_pool2d", "max_unpool2d", "softmax_statistics"]
