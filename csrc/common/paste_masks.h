@@ -74,7 +74,7 @@ PasteAxis<T> torchvision_axis(T first, T last, double scale, int64_t mask_size, 
   axis.begin = std::clamp<int64_t>(start, 0, image_size);
   axis.end = std::clamp<int64_t>(stop, axis.begin, image_size);
   for (int64_t i = axis.begin; i < axis.end; ++i) {
-    const BilinearTap<T> tap = bilinear_tap<T>(i - start, mask_size + 2, size);
+    const BilinearTap<T> tap = bilinear_axis<T>(mask_size + 2, size).tap(i - start);
     axis.add(tap.low, tap.low_weight, tap.high_weight);
   }
   return axis;

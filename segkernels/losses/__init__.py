@@ -1,5 +1,54 @@
 """Losses as modules, and as functions of the same name in lower case."""
 
+from segkernels.losses.cross_entropy import (
+    CrossEntropyLoss,
+    UpsampleCrossEntropyLoss,
+    cross_entropy_loss,
+    upsample_cross_entropy_loss,
+)
 from segkernels.losses.dice_bce import DiceBCELoss, dice_bce_loss
+from segkernels.losses.dice_ce import DiceCELoss, UpsampleDiceCELoss, dice_ce_loss, upsample_dice_ce_loss
+from segkernels.losses.focal import FocalLoss, UpsampleFocalLoss, focal_loss, upsample_focal_loss
+from segkernels.losses.region import (
+    DiceLoss,
+    JaccardLoss,
+    TverskyLoss,
+    UpsampleDiceLoss,
+    UpsampleJaccardLoss,
+    UpsampleTverskyLoss,
+    dice_loss,
+    jaccard_loss,
+    tversky_loss,
+    upsample_dice_loss,
+    upsample_jaccard_loss,
+    upsample_tversky_loss,
+)
 
-__all__ = ["DiceBCELoss", "dice_bce_loss"]
+__all__ = [
+    "CrossEntropyLoss",
+    "DiceBCELoss",
+    "DiceCELoss",
+    "DiceLoss",
+    "FocalLoss",
+    "JaccardLoss",
+    "TverskyLoss",
+    "UpsampleCrossEntropyLoss",
+    "UpsampleDiceCELoss",
+    "UpsampleDiceLoss",
+    "UpsampleFocalLoss",
+    "UpsampleJaccardLoss",
+    "UpsampleTverskyLoss",
+    "cross_entropy_loss",
+    "dice_bce_loss",
+    "dice_ce_loss",
+    "dice_loss",
+    "focal_loss",
+    "jaccard_loss",
+    "tversky_loss",
+    "upsample_cross_entropy_loss",
+    "upsample_dice_ce_loss",
+    "upsample_dice_loss",
+    "upsample_focal_loss",
+    "upsample_jaccard_loss",
+    "upsample_tversky_loss",
+]

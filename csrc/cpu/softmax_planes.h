@@ -1,0 +1,150 @@
+// Softmax over logits of the target's size: a block of pixels by all classes stays in cache, vectors run over pixels.
+#pragma once
+
+#include "softmax_pixels.h"
+
+namespace segkernels {
+namespace {
+
+constexpr int64_t kSoftmaxChunk = 4096;  // pixels of one sample; fixed, so that sums do not depend on threads
+
+template <typename T>
+SEGKERNELS_CLONES void largest_logits(const T* rows, int64_t step, int64_t classes, int64_t count, T* max) {
+  using V = typename Lanes<T>::vector;
+  for (int64_t i = 0; i < count; i += Lanes<T>::count) {
+    store_vector(max + i, load_vector<V>(rows + i));
+  }
+  for (int64_t c = 1; c < classes; c += 2) {
+    const T* first = rows + c * step;
+    const T* second = rows + std::min(c + 1, classes - 1) * step;
+    for (int64_t i = 0; i < count; i += Lanes<T>::count) {
+      const V a = load_vector<V>(first + i), b = load_vector<V>(second + i);
+      V most = load_vector<V>(max + i);
+      most = a > most ? a : most;
+      store_vector(max + i, b > most ? b : most);
+    }
+  }
+}
+
+// tile [C, kPixels] = exp(x - max), and its sum; also the sum of tile * slope where slopes are given. `rows` may be
+// `tile`.
+template <typename T>
+SEGKERNELS_CLONES void exponentials(const T* rows, int64_t step, int64_t classes, int64_t count, const T* max,
+                                    const T* slope, T* tile, T* sum, T* dot) {
+  using V = typename Lanes<T>::vector;
+  std::fill(sum, sum + count, T(0));
+  std::fill(dot, dot + count, T(0));
+  for (int64_t c = 0; c < classes; ++c) {
+    const T* row = rows + c * step;
+    T* to = tile + c * kPixels;
+    const T scale = slope ? slope[c] : T(0);
+    for (int64_t i = 0; i < count; i += Lanes<T>::count) {
+      const V e = exp_nonpositive(load_vector<V>(row + i) - load_vector<V>(max + i));
+      store_vector(to + i, e);
+      store_vector(sum + i, load_vector<V>(sum + i) + e);
+      if (slope) {
+        store_vector(dot + i, load_vector<V>(dot + i) + e * scale);
+      }
+    }
+  }
+}
+
+template <typename T>
+SEGKERNELS_CLONES void weigh_logits(const T* rows, int64_t step, int64_t classes, int64_t count, const T* max,
+                                    const T* weights, T* smoothed) {
+  std::fill(smoothed, smoothed + count, T(0));
+  for (int64_t c = 0; c < classes; ++c) {
+    for (int64_t i = 0; i < count; ++i) {
+      smoothed[i] += weights[c] * (rows[c * step + i] - max[i]);
+    }
+  }
+}
+
+// Adds the sum of every class's probabilities.
+template <typename T>
+SEGKERNELS_CLONES void sum_probabilities(const T* tile, const T* inverse, int64_t classes, int64_t count,
+                                         double* region) {
+  using V = typename Lanes<T>::vector;
+  for (int64_t c = 0; c < classes; ++c) {
+    const T* row = tile + c * kPixels;
+    V even{}, odd{};
+    int64_t i = 0;
+    for (; i + 2 * Lanes<T>::count <= count; i += 2 * Lanes<T>::count) {
+      even += load_vector<V>(row + i) * load_vector<V>(inverse + i);
+      odd += load_vector<V>(row + i + Lanes<T>::count) * load_vector<V>(inverse + i + Lanes<T>::count);
+    }
+    if (i < count) {
+      even += load_vector<V>(row + i) * load_vector<V>(inverse + i);
+    }
+    region[c * kRegionSums + 1] += sum_lanes(even + odd);
+  }
+}
+
+template <typename T>
+SEGKERNELS_CLONES void plane_gradients(const T* tile, const PixelBlock<T>& block, const ClassValues<T>& values,
+                                       int64_t classes, int64_t count, bool smoothed, int64_t step, T* output) {
+  using V = typename Lanes<T>::vector;
+  for (int64_t c = 0; c < classes; ++c) {
+    const T* row = tile + c * kPixels;
+    T* to = output + c * step;
+    const T slope = values.probability.empty() ? T(0) : values.probability[c];
+    const T weight = smoothed ? values.smoothing[c] : T(0);
+    for (int64_t i = 0; i < count; i += Lanes<T>::count) {
+      V gradient =
+          load_vector<V>(row + i) * load_vector<V>(block.inverse + i) * (load_vector<V>(block.shift + i) + slope);
+      if (smoothed) {
+        gradient -= load_vector<V>(block.smoothing + i) * weight;
+      }
+      store_vector(to + i, gradient);
+    }
+  }
+}
+
+// One block of all classes: labels, logits and their exponentials.
+template <typename T>
+struct PlaneBlock {
+  PixelBlock<T> pixels;
+  std::vector<T> tile;  // [C, kPixels]
+
+  explicit PlaneBlock(int64_t classes) : tile(classes * kPixels) {}
+
+  void softmax(const SoftmaxParams& p, const Planes& inputs, const Labels& labels, const ClassValues<T>& values,
+               int64_t n, int64_t begin, int64_t count, bool smoothed) {
+    const int64_t classes = p.classes;
+    pixels.load(labels, n * p.pixels() + begin, count, static_cast<int32_t>(classes), values);
+    // The tensor's own memory where whole vectors of it can be read as they stand.
+    constexpr ScalarType own = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
+    const bool direct = !inputs.channels_last && !pixels.masked && inputs.dtype == own;
+    const T* const rows = direct ? static_cast<const T*>(inputs.data) + inputs.start(n, 0) + begin : tile.data();
+    const int64_t step = direct ? inputs.pixels : kPixels;
+    if (!direct) {
+      for (int64_t c = 0; c < classes; ++c) {
+        T* const row = tile.data() + c * kPixels;
+        load_block(inputs, n, c, begin, count, T(0), true, row);
+        if (pixels.masked) {
+          for (int64_t i = 0; i < count; ++i) {
+            row[i] = pixels.valid[i] > 0 ? row[i] : T(0);
+          }
+        }
+      }
+    }
+    const int64_t size = padded(count);
+    largest_logits(rows, step, classes, size, pixels.max);
+    for (int64_t i = 0; i < size; ++i) {
+      const int64_t c = std::min<int64_t>(pixels.bins[i], classes - 1);
+      pixels.label_shift[i] = rows[c * step + i] - pixels.max[i];
+    }
+    if (smoothed) {
+      weigh_logits(rows, step, classes, size, pixels.max, values.smoothing.data(), pixels.smoothed);
+    }
+    const T* slope = values.probability.empty() ? nullptr : values.probability.data();
+    exponentials(rows, step, classes, size, pixels.max, slope, tile.data(), pixels.sum, pixels.dot);
+    for (int64_t i = 0; i < size; ++i) {
+      const int64_t c = std::min<int64_t>(pixels.bins[i], classes - 1);
+      pixels.label_exp[i] = tile[c * kPixels + i];
+    }
+  }
+};
+
+}  // namespace
+}  // namespace segkernels
