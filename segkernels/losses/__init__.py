@@ -9,6 +9,7 @@ from segkernels.losses.cross_entropy import (
 from segkernels.losses.dice_bce import DiceBCELoss, dice_bce_loss
 from segkernels.losses.dice_ce import DiceCELoss, UpsampleDiceCELoss, dice_ce_loss, upsample_dice_ce_loss
 from segkernels.losses.focal import FocalLoss, UpsampleFocalLoss, focal_loss, upsample_focal_loss
+from segkernels.losses.lovasz import LovaszLoss, lovasz_loss
 from segkernels.losses.region import (
     DiceLoss,
     JaccardLoss,
@@ -31,6 +32,7 @@ __all__ = [
     "DiceLoss",
     "FocalLoss",
     "JaccardLoss",
+    "LovaszLoss",
     "TverskyLoss",
     "UpsampleCrossEntropyLoss",
     "UpsampleDiceCELoss",
@@ -44,6 +46,7 @@ __all__ = [
     "dice_loss",
     "focal_loss",
     "jaccard_loss",
+    "lovasz_loss",
     "tversky_loss",
     "upsample_cross_entropy_loss",
     "upsample_dice_ce_loss",

@@ -8,6 +8,7 @@ from segkernels.ops.conv2d import conv2d
 from segkernels.ops.conv_transpose1d import conv_transpose1d
 from segkernels.ops.conv_transpose2d import conv_transpose2d
 from segkernels.ops.dice_bce_loss import dice_bce_loss
+from segkernels.ops.lovasz_loss import lovasz_loss
 from segkernels.ops.max_pool2d import max_pool2d
 from segkernels.ops.max_unpool2d import max_unpool2d
 from segkernels.ops.multiscale_roi_align import multiscale_roi_align
@@ -29,6 +30,7 @@ __all__ = [
     "conv_transpose1d",
     "conv_transpose2d",
     "dice_bce_loss",
+    "lovasz_loss",
     "max_pool2d",
     "max_unpool2d",
     "multiscale_roi_align",
