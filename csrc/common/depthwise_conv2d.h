@@ -1,0 +1,326 @@
+// Depthwise convolution row by row, for the forward and, seen as a transposed convolution, for the input's gradient.
+//
+// Source rows are brought into a ring of rows padded with zeros, in the type of the sums: after that no tap looks at
+// borders, strides, dtypes or layouts, and every source element is read from memory once. A stride is a set of phases:
+// columns of one phase stand side by side, so that every tap is a run of neighbours. NCHW keeps one channel a row and
+// vectorises over columns; channels_last keeps kDepthwiseLanes channels side by side and vectorises over those.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "loss_blocks.h"
+
+namespace segkernels {
+
+constexpr int64_t kDepthwiseLanes = 16;
+
+// One dimension of a convolution, or of its transpose.
+struct DepthwiseAxis {
+  int64_t source, dest;
+  int64_t kernel, stride, pad, dilation;
+  bool transposed;
+
+  // The source position that `tap` brings to `position`; -1 when there is none.
+  int64_t feed(int64_t position, int64_t tap) const {
+    int64_t at;
+    if (transposed) {
+      at = position + pad - tap * dilation;
+      if (at < 0 || at % stride != 0) {
+        return -1;
+      }
+      at /= stride;
+    } else {
+      at = position * stride + tap * dilation - pad;
+    }
+    return at >= 0 && at < source ? at : -1;
+  }
+  // The taps of one position lie within this many source positions.
+  int64_t reach() const {
+    return std::min((kernel - 1) * dilation / (transposed ? stride : 1) + 1, std::max<int64_t>(1, source));
+  }
+};
+
+// Where the columns of a padded source row stand, and which of them each tap reads.
+struct DepthwiseColumns {
+  struct Tap {
+    int64_t tap, offset;
+  };
+  // Source column x stands at (x + source_shift) of its row, place i in phase i % source_phases.
+  int64_t source, source_phases, source_shift;
+  int64_t phase_length;
+  // Result v of phase f is column v * dest_phases + f - dest_shift.
+  int64_t dest, dest_phases, dest_shift;
+  int64_t dest_count;  // results of a phase
+  std::vector<std::vector<Tap>> taps;
+
+  explicit DepthwiseColumns(const DepthwiseAxis& axis) {
+    constexpr int64_t kSlack = 16;  // vectors may read past the last column
+    const int64_t spread = (axis.kernel - 1) * axis.dilation / axis.stride;
+    source = axis.source;
+    dest = axis.dest;
+    taps.resize(axis.transposed ? axis.stride : 1);
+    if (axis.transposed) {
+      const int64_t first = axis.pad / axis.stride;
+      source_phases = 1;
+      source_shift = spread;
+      dest_phases = axis.stride;
+      dest_shift = axis.pad % axis.stride;
+      dest_count = (axis.dest - 1 + axis.pad) / axis.stride - first + 1;
+      phase_length = spread + std::max(first + dest_count, source) + kSlack;
+      for (int64_t tap = 0; tap < axis.kernel; ++tap) {
+        const int64_t at = tap * axis.dilation;
+        taps[at % axis.stride].push_back({tap, spread + first - at / axis.stride});
+      }
+    } else {
+      source_phases = axis.stride;
+      source_shift = axis.pad;
+      dest_phases = 1;
+      dest_shift = 0;
+      dest_count = dest;
+      phase_length = std::max(dest + spread, (source - 1 + axis.pad) / axis.stride + 1) + kSlack;
+      for (int64_t tap = 0; tap < axis.kernel; ++tap) {
+        const int64_t at = tap * axis.dilation;
+        taps[0].push_back({tap, at % axis.stride * phase_length + at / axis.stride});
+      }
+    }
+  }
+
+  int64_t row_length() const {
+    return source_phases * phase_length;
+  }
+};
+
+// One row of a tensor: a channel (NCHW) or up to kDepthwiseLanes of them (channels_last).
+struct DepthwiseStrides {
+  int64_t row, pixel, channel;
+  int64_t channels;
+};
+
+template <int kLanes, typename acc_t, typename T>
+SEGKERNELS_CLONES void load_depthwise_row(const T* from, const DepthwiseStrides& strides, const DepthwiseColumns& columns,
+                                          acc_t* to) {
+  const int64_t phases = columns.source_phases;
+  for (int64_t first = 0; first < std::min(phases, columns.source); ++first) {
+    const int64_t place = first + columns.source_shift;
+    acc_t* at = to + (place % phases * columns.phase_length + place / phases) * kLanes;
+    const T* pixel = from + first * strides.pixel;
+    const int64_t step = phases * strides.pixel;
+    const int64_t count = (columns.source - first + phases - 1) / phases;
+    if constexpr (kLanes == 1) {
+      if (step == 1) {
+        for (int64_t x = 0; x < count; ++x) {
+          at[x] = to_compute<acc_t>(pixel[x]);
+        }
+      } else {
+        for (int64_t x = 0; x < count; ++x) {
+          at[x] = to_compute<acc_t>(pixel[x * step]);
+        }
+      }
+    } else if (strides.channels == kLanes && strides.channel == 1) {
+      for (int64_t x = 0; x < count; ++x) {
+        for (int c = 0; c < kLanes; ++c) {
+          at[x * kLanes + c] = to_compute<acc_t>(pixel[x * step + c]);
+        }
+      }
+    } else {
+      for (int64_t x = 0; x < count; ++x) {
+        for (int64_t c = 0; c < strides.channels; ++c) {
+          at[x * kLanes + c] = to_compute<acc_t>(pixel[x * step + c * strides.channel]);
+        }
+      }
+    }
+  }
+}
+
+template <typename T, typename acc_t>
+SEGKERNELS_INLINE void store_value(T& to, acc_t value) {
+  if constexpr (std::is_same_v<T, half>) {
+    to.x = float_to_half_bits(value);
+  } else if constexpr (std::is_same_v<T, bfloat16>) {
+    to.x = float_to_bfloat16_bits(value);
+  } else {
+    to = static_cast<T>(value);
+  }
+}
+
+// Results of one phase into their row.
+template <int kLanes, typename acc_t, typename T>
+SEGKERNELS_CLONES void store_depthwise_row(const acc_t* from, int64_t phase, const DepthwiseStrides& strides,
+                                           const DepthwiseColumns& columns, T* to) {
+  const int64_t first = phase >= columns.dest_shift ? 0 : 1;
+  const int64_t column = first * columns.dest_phases + phase - columns.dest_shift;
+  const int64_t count = (columns.dest - column + columns.dest_phases - 1) / columns.dest_phases;
+  const int64_t step = columns.dest_phases * strides.pixel;
+  from += first * kLanes;
+  to += column * strides.pixel;
+  if constexpr (kLanes == 1) {
+    if (step == 1) {
+      for (int64_t x = 0; x < count; ++x) {
+        store_value(to[x], from[x]);
+      }
+    } else {
+      for (int64_t x = 0; x < count; ++x) {
+        store_value(to[x * step], from[x]);
+      }
+    }
+  } else if (strides.channels == kLanes && strides.channel == 1) {
+    for (int64_t x = 0; x < count; ++x) {
+      for (int c = 0; c < kLanes; ++c) {
+        store_value(to[x * step + c], from[x * kLanes + c]);
+      }
+    }
+  } else {
+    for (int64_t x = 0; x < count; ++x) {
+      for (int64_t c = 0; c < strides.channels; ++c) {
+        store_value(to[x * step + c * strides.channel], from[x * kLanes + c]);
+      }
+    }
+  }
+}
+
+// The padded rows of one plane that the current results need. A row is loaded when it is asked for the first time.
+template <typename T, int kLanes>
+class DepthwiseRing {
+ public:
+  using acc_t = accumulate_t<T>;
+
+  DepthwiseRing(int64_t rows, const DepthwiseColumns& columns)
+      : columns_(columns), held_(rows, -1), values_(rows * columns.row_length() * kLanes) {}
+
+  // `plane` is the plane's first element. The ring forgets what it held.
+  void start(const T* plane, const DepthwiseStrides& strides) {
+    if (strides.channels < strides_.channels) {
+      std::fill(values_.begin(), values_.end(), acc_t(0));
+    }
+    plane_ = plane;
+    strides_ = strides;
+    std::fill(held_.begin(), held_.end(), -1);
+  }
+
+  const acc_t* row(int64_t y) {
+    const int64_t slot = y % static_cast<int64_t>(held_.size());
+    acc_t* values = values_.data() + slot * columns_.row_length() * kLanes;
+    if (held_[slot] != y) {
+      held_[slot] = y;
+      load_depthwise_row<kLanes>(plane_ + y * strides_.row, strides_, columns_, values);
+    }
+    return values;
+  }
+
+ private:
+  const DepthwiseColumns& columns_;
+  std::vector<int64_t> held_;
+  std::vector<acc_t> values_;
+  const T* plane_ = nullptr;
+  DepthwiseStrides strides_{};
+};
+
+// Where a tap reads and what it multiplies with: one weight (NCHW), kDepthwiseLanes of them (channels_last).
+template <typename acc_t>
+struct DepthwiseTap {
+  const acc_t* source;
+  const acc_t* weight;
+};
+
+template <typename acc_t>
+struct DepthwiseVector {
+  typedef acc_t type __attribute__((vector_size(32)));
+  static constexpr int64_t count = 32 / sizeof(acc_t);
+};
+
+// kVectors results from `column` on. Two sums each, so that additions need not wait for each other.
+template <int kVectors, typename acc_t>
+SEGKERNELS_INLINE void depthwise_columns(const DepthwiseTap<acc_t>* taps, int64_t count, acc_t bias, int64_t column,
+                                         acc_t* to) {
+  using V = typename DepthwiseVector<acc_t>::type;
+  constexpr int64_t kStep = DepthwiseVector<acc_t>::count;
+  V even[kVectors], odd[kVectors];
+  for (int i = 0; i < kVectors; ++i) {
+    even[i] = V{} + bias;
+    odd[i] = V{};
+  }
+  int64_t t = 0;
+  for (; t + 1 < count; t += 2) {
+    const V a = V{} + *taps[t].weight;
+    const V b = V{} + *taps[t + 1].weight;
+    for (int i = 0; i < kVectors; ++i) {
+      even[i] += a * load_vector<V>(taps[t].source + column + i * kStep);
+      odd[i] += b * load_vector<V>(taps[t + 1].source + column + i * kStep);
+    }
+  }
+  if (t < count) {
+    const V a = V{} + *taps[t].weight;
+    for (int i = 0; i < kVectors; ++i) {
+      even[i] += a * load_vector<V>(taps[t].source + column + i * kStep);
+    }
+  }
+  for (int i = 0; i < kVectors; ++i) {
+    store_vector(to + column + i * kStep, even[i] + odd[i]);
+  }
+}
+
+// NCHW: `columns` results of one row; writes whole vectors.
+template <typename acc_t>
+SEGKERNELS_CLONES void depthwise_row(const DepthwiseTap<acc_t>* taps, int64_t count, acc_t bias, int64_t columns,
+                                     acc_t* to) {
+  constexpr int64_t kStep = DepthwiseVector<acc_t>::count;
+  int64_t x = 0;
+  for (; x + 3 * kStep < columns; x += 4 * kStep) {
+    depthwise_columns<4>(taps, count, bias, x, to);
+  }
+  for (; x + kStep < columns; x += 2 * kStep) {
+    depthwise_columns<2>(taps, count, bias, x, to);
+  }
+  for (; x < columns; x += kStep) {
+    depthwise_columns<1>(taps, count, bias, x, to);
+  }
+}
+
+// channels_last: kPixels results from `pixel` on.
+template <int kPixels, typename acc_t>
+SEGKERNELS_INLINE void depthwise_pixels(const DepthwiseTap<acc_t>* taps, int64_t count, const acc_t* bias, int64_t pixel,
+                                        acc_t* to) {
+  using V = typename DepthwiseVector<acc_t>::type;
+  constexpr int64_t kStep = DepthwiseVector<acc_t>::count;
+  constexpr int kVectors = 2;
+  for (int64_t c = 0; c < kDepthwiseLanes; c += kVectors * kStep) {
+    const int64_t at = pixel * kDepthwiseLanes + c;
+    V sums[kPixels][kVectors];
+    for (int i = 0; i < kPixels; ++i) {
+      for (int v = 0; v < kVectors; ++v) {
+        sums[i][v] = load_vector<V>(bias + c + v * kStep);
+      }
+    }
+    for (int64_t t = 0; t < count; ++t) {
+      const acc_t* source = taps[t].source + at;
+      for (int v = 0; v < kVectors; ++v) {
+        const V weight = load_vector<V>(taps[t].weight + c + v * kStep);
+        for (int i = 0; i < kPixels; ++i) {
+          sums[i][v] += weight * load_vector<V>(source + i * kDepthwiseLanes + v * kStep);
+        }
+      }
+    }
+    for (int i = 0; i < kPixels; ++i) {
+      for (int v = 0; v < kVectors; ++v) {
+        store_vector(to + at + i * kDepthwiseLanes + v * kStep, sums[i][v]);
+      }
+    }
+  }
+}
+
+// channels_last: `pixels` results of one row, of kDepthwiseLanes channels.
+template <typename acc_t>
+SEGKERNELS_CLONES void depthwise_row(const DepthwiseTap<acc_t>* taps, int64_t count, const acc_t* bias, int64_t pixels,
+                                     acc_t* to) {
+  int64_t x = 0;
+  for (; x + 4 <= pixels; x += 4) {
+    depthwise_pixels<4>(taps, count, bias, x, to);
+  }
+  for (; x < pixels; ++x) {
+    depthwise_pixels<1>(taps, count, bias, x, to);
+  }
+}
+
+}  // namespace segkernels
