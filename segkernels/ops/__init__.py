@@ -2,8 +2,16 @@
 
 from segkernels.ops.confusion_matrix import confusion_matrix
 from segkernels.ops.conv_transpose2d import conv_transpose2d
+from segkernels.ops.depthwise_separable_conv2d import depthwise_separable_conv2d
 from segkernels.ops.dice_bce_loss import dice_bce_loss
 from segkernels.ops.max_pool2d import max_pool2d
 from segkernels.ops.max_unpool2d import max_unpool2d
 
-__all__ = ["confusion_matrix", "conv_transpose2d", "dice_bce_loss", "max_pool2d", "max_unpool2d"]
+__all__ = [
+    "confusion_matrix",
+    "conv_transpose2d",
+    "depthwise_separable_conv2d",
+    "dice_bce_loss",
+    "max_pool2d",
+    "max_unpool2d",
+]
