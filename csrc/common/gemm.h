@@ -51,17 +51,19 @@ struct Gemm {
     return (cols + kCols - 1) / kCols;
   }
 
-  static SEGKERNELS_INLINE void tile_product(int64_t depth, const acc_t* a, const acc_t* b, acc_t* tile,
+  // load(r, k) is A's element; B is packed.
+  template <typename Load>
+  static SEGKERNELS_INLINE void tile_product(int64_t depth, const Load& load, const acc_t* b, acc_t* tile,
                                              bool accumulate) {
     // Each block of depth is summed on its own and then added: a shorter chain, so a smaller error.
     vec sum[kRows][kVectors] = {};
-    for (int64_t k = 0; k < depth; ++k, a += kRows, b += kCols) {
+    for (int64_t k = 0; k < depth; ++k, b += kCols) {
       const vec b0 = *reinterpret_cast<const unaligned_vec*>(b);
       const vec b1 = *reinterpret_cast<const unaligned_vec*>(b + kLanes);
       const vec b2 = *reinterpret_cast<const unaligned_vec*>(b + 2 * kLanes);
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
-        const vec scale = a[r] - vec{};  // a broadcast: x - 0 is x, and compiles to one load
+        const vec scale = load(r, k) - vec{};  // a broadcast: x - 0 is x, and compiles to one load
         sum[r][0] += scale * b0;
         sum[r][1] += scale * b1;
         sum[r][2] += scale * b2;
@@ -83,8 +85,21 @@ template <typename acc_t>
 SEGKERNELS_CLONES void gemm_column_panel(int64_t row_panels, int64_t depth, const acc_t* a, const acc_t* b,
                                          acc_t* tiles, bool accumulate) {
   for (int64_t panel = 0; panel < row_panels; ++panel) {
-    Gemm<acc_t>::tile_product(depth, a + panel * depth * Gemm<acc_t>::kRows, b, tiles + panel * Gemm<acc_t>::kTile,
-                              accumulate);
+    const acc_t* packed = a + panel * depth * Gemm<acc_t>::kRows;
+    const auto load = [packed](int r, int64_t k)
+                          SEGKERNELS_INLINE_LAMBDA { return packed[k * Gemm<acc_t>::kRows + r]; };
+    Gemm<acc_t>::tile_product(depth, load, b, tiles + panel * Gemm<acc_t>::kTile, accumulate);
+  }
+}
+
+// The same where A stands in memory row by row, as pixels do in channels_last: rows[panel * kRows + r] points at row r.
+template <typename acc_t>
+SEGKERNELS_CLONES void gemm_column_panel_rows(int64_t row_panels, int64_t depth, const acc_t* const* rows,
+                                              const acc_t* b, acc_t* tiles, bool accumulate) {
+  for (int64_t panel = 0; panel < row_panels; ++panel, rows += Gemm<acc_t>::kRows) {
+    const acc_t* const a[] = {rows[0], rows[1], rows[2], rows[3]};
+    const auto load = [&a](int r, int64_t k) SEGKERNELS_INLINE_LAMBDA { return a[r][k]; };
+    Gemm<acc_t>::tile_product(depth, load, b, tiles + panel * Gemm<acc_t>::kTile, accumulate);
   }
 }
 

@@ -7,6 +7,7 @@ from segkernels.ops.confusion_matrix import confusion_matrix
 from segkernels.ops.conv2d import conv2d
 from segkernels.ops.conv_transpose1d import conv_transpose1d
 from segkernels.ops.conv_transpose2d import conv_transpose2d
+from segkernels.ops.depthwise_separable_conv2d import depthwise_separable_conv2d
 from segkernels.ops.dice_bce_loss import dice_bce_loss
 from segkernels.ops.lovasz_loss import lovasz_loss
 from segkernels.ops.max_pool2d import max_pool2d
@@ -29,6 +30,7 @@ __all__ = [
     "conv2d",
     "conv_transpose1d",
     "conv_transpose2d",
+    "depthwise_separable_conv2d",
     "dice_bce_loss",
     "lovasz_loss",
     "max_pool2d",
