@@ -57,10 +57,10 @@ inline Conv2dParams conv2d_params(const char* op, const Tensor& input, const Ten
   p.groups = groups;
   p.out_h = (p.in_h + 2 * p.pad_h - p.dilation_h * (p.kernel_h - 1) - 1) / p.stride_h + 1;
   p.out_w = (p.in_w + 2 * p.pad_w - p.dilation_w * (p.kernel_w - 1) - 1) / p.stride_w + 1;
-  STD_TORCH_CHECK(p.in_h + 2 * p.pad_h > p.dilation_h * (p.kernel_h - 1) &&
-                      p.in_w + 2 * p.pad_w > p.dilation_w * (p.kernel_w - 1),
-                  op, ": expected a padded input of at least the kernel's size, got input ", shape_string(input),
-                  " and weight ", shape_string(weight));
+  STD_TORCH_CHECK(
+      p.in_h + 2 * p.pad_h > p.dilation_h * (p.kernel_h - 1) && p.in_w + 2 * p.pad_w > p.dilation_w * (p.kernel_w - 1),
+      op, ": expected a padded input of at least the kernel's size, got input ", shape_string(input), " and weight ",
+      shape_string(weight));
   return p;
 }
 

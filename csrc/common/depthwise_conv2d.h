@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <vector>
 
@@ -27,10 +28,12 @@ struct DepthwiseAxis {
     int64_t at;
     if (transposed) {
       at = position + pad - tap * dilation;
-      if (at < 0 || at % stride != 0) {
-        return -1;
+      if (stride > 1) {
+        if (at < 0 || at % stride != 0) {
+          return -1;
+        }
+        at /= stride;
       }
-      at /= stride;
     } else {
       at = position * stride + tap * dilation - pad;
     }
@@ -99,8 +102,8 @@ struct DepthwiseStrides {
 };
 
 template <int kLanes, typename acc_t, typename T>
-SEGKERNELS_CLONES void load_depthwise_row(const T* from, const DepthwiseStrides& strides, const DepthwiseColumns& columns,
-                                          acc_t* to) {
+SEGKERNELS_CLONES void load_depthwise_row(const T* from, const DepthwiseStrides& strides,
+                                          const DepthwiseColumns& columns, acc_t* to) {
   const int64_t phases = columns.source_phases;
   for (int64_t first = 0; first < std::min(phases, columns.source); ++first) {
     const int64_t place = first + columns.source_shift;
@@ -187,7 +190,11 @@ class DepthwiseRing {
   using acc_t = accumulate_t<T>;
 
   DepthwiseRing(int64_t rows, const DepthwiseColumns& columns)
-      : columns_(columns), held_(rows, -1), values_(rows * columns.row_length() * kLanes) {}
+      : columns_(columns),
+        held_(std::bit_ceil(static_cast<uint64_t>(rows)), -1),  // a power of two: a division per row is dear
+        mask_(static_cast<int64_t>(held_.size()) - 1),
+        row_length_(columns.row_length() * kLanes),
+        values_(held_.size() * row_length_) {}
 
   // `plane` is the plane's first element. The ring forgets what it held.
   void start(const T* plane, const DepthwiseStrides& strides) {
@@ -200,8 +207,8 @@ class DepthwiseRing {
   }
 
   const acc_t* row(int64_t y) {
-    const int64_t slot = y % static_cast<int64_t>(held_.size());
-    acc_t* values = values_.data() + slot * columns_.row_length() * kLanes;
+    const int64_t slot = y & mask_;
+    acc_t* values = values_.data() + slot * row_length_;
     if (held_[slot] != y) {
       held_[slot] = y;
       load_depthwise_row<kLanes>(plane_ + y * strides_.row, strides_, columns_, values);
@@ -212,6 +219,7 @@ class DepthwiseRing {
  private:
   const DepthwiseColumns& columns_;
   std::vector<int64_t> held_;
+  int64_t mask_, row_length_;
   std::vector<acc_t> values_;
   const T* plane_ = nullptr;
   DepthwiseStrides strides_{};
@@ -243,15 +251,15 @@ SEGKERNELS_INLINE void depthwise_columns(const DepthwiseTap<acc_t>* taps, int64_
   }
   int64_t t = 0;
   for (; t + 1 < count; t += 2) {
-    const V a = V{} + *taps[t].weight;
-    const V b = V{} + *taps[t + 1].weight;
+    const V a = *taps[t].weight - V{};  // x - 0 is x: a broadcast, no addition
+    const V b = *taps[t + 1].weight - V{};
     for (int i = 0; i < kVectors; ++i) {
       even[i] += a * load_vector<V>(taps[t].source + column + i * kStep);
       odd[i] += b * load_vector<V>(taps[t + 1].source + column + i * kStep);
     }
   }
   if (t < count) {
-    const V a = V{} + *taps[t].weight;
+    const V a = *taps[t].weight - V{};
     for (int i = 0; i < kVectors; ++i) {
       even[i] += a * load_vector<V>(taps[t].source + column + i * kStep);
     }
@@ -261,11 +269,35 @@ SEGKERNELS_INLINE void depthwise_columns(const DepthwiseTap<acc_t>* taps, int64_
   }
 }
 
+// Nine taps, the 3x3 kernel's: weights and places stay in registers.
+template <typename acc_t>
+SEGKERNELS_INLINE void depthwise_nine(const DepthwiseTap<acc_t>* taps, acc_t bias, int64_t columns, acc_t* to) {
+  using V = typename DepthwiseVector<acc_t>::type;
+  constexpr int64_t kStep = DepthwiseVector<acc_t>::count;
+  V weight[9];
+  const acc_t* source[9];
+  for (int t = 0; t < 9; ++t) {
+    weight[t] = *taps[t].weight - V{};
+    source[t] = taps[t].source;
+  }
+  for (int64_t x = 0; x < columns; x += kStep) {
+    V sums[3] = {V{} + bias, V{}, V{}};
+    for (int t = 0; t < 9; ++t) {
+      sums[t % 3] += weight[t] * load_vector<V>(source[t] + x);
+    }
+    store_vector(to + x, sums[0] + (sums[1] + sums[2]));
+  }
+}
+
 // NCHW: `columns` results of one row; writes whole vectors.
 template <typename acc_t>
 SEGKERNELS_CLONES void depthwise_row(const DepthwiseTap<acc_t>* taps, int64_t count, acc_t bias, int64_t columns,
                                      acc_t* to) {
   constexpr int64_t kStep = DepthwiseVector<acc_t>::count;
+  if (count == 9) {
+    depthwise_nine(taps, bias, columns, to);
+    return;
+  }
   int64_t x = 0;
   for (; x + 3 * kStep < columns; x += 4 * kStep) {
     depthwise_columns<4>(taps, count, bias, x, to);
@@ -280,8 +312,8 @@ SEGKERNELS_CLONES void depthwise_row(const DepthwiseTap<acc_t>* taps, int64_t co
 
 // channels_last: kPixels results from `pixel` on.
 template <int kPixels, typename acc_t>
-SEGKERNELS_INLINE void depthwise_pixels(const DepthwiseTap<acc_t>* taps, int64_t count, const acc_t* bias, int64_t pixel,
-                                        acc_t* to) {
+SEGKERNELS_INLINE void depthwise_pixels(const DepthwiseTap<acc_t>* taps, int64_t count, const acc_t* bias,
+                                        int64_t pixel, acc_t* to) {
   using V = typename DepthwiseVector<acc_t>::type;
   constexpr int64_t kStep = DepthwiseVector<acc_t>::count;
   constexpr int kVectors = 2;

@@ -15,6 +15,12 @@ VendorConvolution vendor_convolution(const Conv2dParams& p) {
   return {{p.stride_h, p.stride_w}, {p.pad_h, p.pad_w}, {p.dilation_h, p.dilation_w}, {0, 0}, false, p.groups};
 }
 
+// The measurement says: torch's own depthwise forward wins in channels_last while its taps are few and close together.
+bool vendor_wins(const Conv2dParams& p, ScalarType dtype, bool channels_last) {
+  return channels_last && dtype == ScalarType::Float && p.taps() > 1 && p.taps() <= 25 && p.dilation_h <= 2 &&
+         p.dilation_w <= 2 && p.multiplier() == 1;
+}
+
 template <typename T>
 const T* data(const Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());
@@ -37,10 +43,10 @@ Tensor conv2d_cpu(const Tensor& input,                // [N, Cin, H, W]
                   const std::optional<Tensor>& bias,  // [Cout]
                   IntList stride, IntList padding, IntList dilation, int64_t groups) {
   const Conv2dParams p = conv2d_params("conv2d", input, weight, stride, padding, dilation, groups);
-  if (!p.depthwise()) {
+  const bool channels_last = is_channels_last(input);
+  if (!p.depthwise() || vendor_wins(p, input.scalar_type(), channels_last)) {
     return vendor_convolution(p).forward(input, weight, bias);
   }
-  const bool channels_last = is_channels_last(input);
   Tensor output = empty_nchw(p.batch, p.out_channels, p.out_h, p.out_w, input.scalar_type(), input,
                              channels_last);  // [N, Cout, OH, OW]
   if (output.numel() == 0) {
@@ -52,7 +58,8 @@ Tensor conv2d_cpu(const Tensor& input,                // [N, Cin, H, W]
   dispatch_layout(input.scalar_type(), channels_last, [&]<typename T, int kLanes>() {
     using acc_t = accumulate_t<T>;
     const auto kernels = pack_depthwise<kLanes, acc_t>(data<T>(w), p.groups, p.multiplier(), p.taps());
-    const auto add = bias ? pack_depthwise<kLanes, acc_t>(data<T>(b), p.groups, p.multiplier(), 1) : std::vector<acc_t>();
+    const auto add =
+        bias ? pack_depthwise<kLanes, acc_t>(data<T>(b), p.groups, p.multiplier(), 1) : std::vector<acc_t>();
     DepthwiseConvolution<T, kLanes>(p, false).run(data<T>(x), kernels.data(), bias ? add.data() : nullptr,
                                                   static_cast<T*>(output.mutable_data_ptr()));
   });
@@ -79,8 +86,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
   const ScalarType dtype = input.scalar_type();
   Tensor grad_input =
       need_input ? empty_nchw(p.batch, p.in_channels, p.in_h, p.in_w, dtype, input, channels_last) : none;
-  Tensor grad_weight =
-      need_weight ? empty_nchw(p.out_channels, 1, p.kernel_h, p.kernel_w, dtype, weight, false) : none;
+  Tensor grad_weight = need_weight ? empty_nchw(p.out_channels, 1, p.kernel_h, p.kernel_w, dtype, weight, false) : none;
   Tensor grad_bias = need_bias ? torch::stable::new_empty(input, {p.out_channels}) : none;
   dispatch_layout(dtype, channels_last, [&]<typename T, int kLanes>() {
     using acc_t = accumulate_t<T>;
