@@ -15,6 +15,20 @@ def _ints(values: Sequence[object]) -> list[int]:
     return [int(value) for value in values]  # type: ignore[call-overload]
 
 
+class Conv2d(nn.Conv2d):
+    """:class:`torch.nn.Conv2d` on :func:`segkernels.ops.conv2d`.
+
+    Constructor, ``state_dict`` and repr are torch's, and so are all padding modes.
+    """
+
+    def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        padding: str | int | list[int] = self.padding if isinstance(self.padding, str) else _ints(self.padding)
+        if self.padding_mode != "zeros":
+            input = nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        return ops.conv2d(input, weight, bias, _ints(self.stride), padding, _ints(self.dilation), self.groups)
+
+
 class ConvTranspose1d(nn.ConvTranspose1d):
     """:class:`torch.nn.ConvTranspose1d` on :func:`segkernels.ops.conv_transpose1d`.
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_test import OpTest, Sample, assert_close_as_torch
 
+import segkernels.nn
 from segkernels.ops import conv2d, conv_transpose2d
 
 X = torch.randn(1, 4, 5, 5)
@@ -173,3 +174,14 @@ class TestConv2d(OpTest):
     def test_bad_input(self, arguments, error, match):
         with pytest.raises(error, match=match):
             conv2d(*arguments)
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("padding", [(2, 1), "same"])
+def test_module_agrees_with_torch(padding_mode, padding):
+    module = segkernels.nn.Conv2d(4, 8, 3, padding=padding, dilation=2, groups=4, padding_mode=padding_mode)
+    peer = torch.nn.Conv2d(4, 8, 3, padding=padding, dilation=2, groups=4, padding_mode=padding_mode)
+    peer.load_state_dict(module.state_dict())
+    image = torch.randn(2, 4, 9, 8)
+    assert isinstance(module, torch.nn.Conv2d) and repr(module) == repr(peer)
+    torch.testing.assert_close(module(image), peer(image))
