@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from benchmarks.cases import Case, Work
 from segkernels.ops import depthwise_separable_conv2d
 
-
 # Every call gets the image in NCHW and in channels_last and takes the one that it is fast with, as a model would hold it.
 
 

@@ -99,8 +99,8 @@ struct DepthwiseStrides {
 };
 
 template <int kLanes, typename acc_t, typename T>
-SEGKERNELS_CLONES void load_depthwise_row(const T* from, const DepthwiseStrides& strides, const DepthwiseColumns& columns,
-                                          acc_t* to) {
+SEGKERNELS_CLONES void load_depthwise_row(const T* from, const DepthwiseStrides& strides,
+                                          const DepthwiseColumns& columns, acc_t* to) {
   const int64_t phases = columns.source_phases;
   for (int64_t first = 0; first < std::min(phases, columns.source); ++first) {
     const int64_t place = first + columns.source_shift;
@@ -280,8 +280,8 @@ SEGKERNELS_CLONES void depthwise_row(const DepthwiseTap<acc_t>* taps, int64_t co
 
 // channels_last: kPixels results from `pixel` on.
 template <int kPixels, typename acc_t>
-SEGKERNELS_INLINE void depthwise_pixels(const DepthwiseTap<acc_t>* taps, int64_t count, const acc_t* bias, int64_t pixel,
-                                        acc_t* to) {
+SEGKERNELS_INLINE void depthwise_pixels(const DepthwiseTap<acc_t>* taps, int64_t count, const acc_t* bias,
+                                        int64_t pixel, acc_t* to) {
   using V = typename DepthwiseVector<acc_t>::type;
   constexpr int64_t kStep = DepthwiseVector<acc_t>::count;
   constexpr int kVectors = 2;
