@@ -31,12 +31,12 @@ struct Vector32<double> {
   typedef double unaligned __attribute__((vector_size(32), aligned(8), may_alias));
 };
 
-template <typename acc_t>
+// 4 x 3 vectors of sums, 3 of B and one of A fill the 16 registers of AVX2.
+template <typename acc_t, int kRowCount = 4, int kVectorCount = 3>
 struct Gemm {
   static constexpr int kLanes = 32 / sizeof(acc_t);
-  static constexpr int kVectors = 3;
-  // 4 x 3 vectors of sums, 3 of B and one of A fill the 16 registers of AVX2.
-  static constexpr int kRows = 4;
+  static constexpr int kVectors = kVectorCount;
+  static constexpr int kRows = kRowCount;
   static constexpr int kCols = kVectors * kLanes;
   static constexpr int kTile = kRows * kCols;
   static constexpr int64_t kDepth = 256;
@@ -58,18 +58,21 @@ struct Gemm {
     // Each block of depth is summed on its own and then added: a shorter chain, so a smaller error.
     vec sum[kRows][kVectors] = {};
     for (int64_t k = 0; k < depth; ++k, b += kCols) {
-      const vec b0 = *reinterpret_cast<const unaligned_vec*>(b);
-      const vec b1 = *reinterpret_cast<const unaligned_vec*>(b + kLanes);
-      const vec b2 = *reinterpret_cast<const unaligned_vec*>(b + 2 * kLanes);
-#pragma GCC unroll 4
+      vec columns[kVectors];
+#pragma GCC unroll 3
+      for (int v = 0; v < kVectors; ++v) {
+        columns[v] = *reinterpret_cast<const unaligned_vec*>(b + v * kLanes);
+      }
+#pragma GCC unroll 6
       for (int r = 0; r < kRows; ++r) {
         const vec scale = load(r, k) - vec{};  // a broadcast: x - 0 is x, and compiles to one load
-        sum[r][0] += scale * b0;
-        sum[r][1] += scale * b1;
-        sum[r][2] += scale * b2;
+#pragma GCC unroll 3
+        for (int v = 0; v < kVectors; ++v) {
+          sum[r][v] += scale * columns[v];
+        }
       }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 3
       for (int v = 0; v < kVectors; ++v) {
@@ -93,13 +96,17 @@ SEGKERNELS_CLONES void gemm_column_panel(int64_t row_panels, int64_t depth, cons
 }
 
 // The same where A stands in memory row by row, as pixels do in channels_last: rows[panel * kRows + r] points at row r.
+// Its panels of B are 2 vectors wide, so that channel counts that are powers of two fill them.
+template <typename acc_t>
+using RowGemm = Gemm<acc_t, 6, 2>;
+
 template <typename acc_t>
 SEGKERNELS_CLONES void gemm_column_panel_rows(int64_t row_panels, int64_t depth, const acc_t* const* rows,
                                               const acc_t* b, acc_t* tiles, bool accumulate) {
-  for (int64_t panel = 0; panel < row_panels; ++panel, rows += Gemm<acc_t>::kRows) {
-    const acc_t* const a[] = {rows[0], rows[1], rows[2], rows[3]};
+  for (int64_t panel = 0; panel < row_panels; ++panel, rows += 6) {
+    const acc_t* const a[] = {rows[0], rows[1], rows[2], rows[3], rows[4], rows[5]};
     const auto load = [&a](int r, int64_t k) SEGKERNELS_INLINE_LAMBDA { return a[r][k]; };
-    Gemm<acc_t>::tile_product(depth, load, b, tiles + panel * Gemm<acc_t>::kTile, accumulate);
+    RowGemm<acc_t>::tile_product(depth, load, b, tiles + panel * RowGemm<acc_t>::kTile, accumulate);
   }
 }
 

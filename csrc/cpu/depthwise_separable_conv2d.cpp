@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <array>
+#include <limits>
 #include <optional>
 #include <vector>
 
@@ -80,14 +81,15 @@ SeparableParams separable_params(const char* op, const Tensor& input, const Tens
   return p;
 }
 
-template <typename acc_t>
-SEGKERNELS_INLINE acc_t activate(acc_t value, bool relu) {
-  return relu && value < acc_t(0) ? acc_t(0) : value;  // NaN stays, as in torch
+// The activation as a lower bound, which needs no branch: 0, or -inf for none. NaN stays, as in torch.
+template <typename V, typename acc_t>
+SEGKERNELS_INLINE V at_least(V value, acc_t least) {
+  return value < least ? V{} + least : value;
 }
 
 // A depthwise row into panels of kCols columns, from column `col` on.
 template <typename acc_t>
-SEGKERNELS_CLONES void place_columns(const acc_t* from, int64_t count, bool relu, int64_t col, int64_t panel_step,
+SEGKERNELS_CLONES void place_columns(const acc_t* from, int64_t count, acc_t least, int64_t col, int64_t panel_step,
                                      acc_t* panels) {
   constexpr int64_t kCols = Gemm<acc_t>::kCols;
   while (count > 0) {
@@ -95,7 +97,7 @@ SEGKERNELS_CLONES void place_columns(const acc_t* from, int64_t count, bool relu
     const int64_t run = std::min(count, kCols - at);
     acc_t* to = panels + col / kCols * panel_step + at;
     for (int64_t i = 0; i < run; ++i) {
-      to[i] = activate(from[i], relu);
+      to[i] = at_least(from[i], least);
     }
     from += run;
     col += run;
@@ -105,29 +107,49 @@ SEGKERNELS_CLONES void place_columns(const acc_t* from, int64_t count, bool relu
 
 // `pixels` groups of kDepthwiseLanes channels into rows of pixels; `channel_step` apart, the first `channels` of them.
 template <typename acc_t>
-SEGKERNELS_CLONES void place_pixels(const acc_t* from, int64_t pixels, bool relu, int64_t channels,
+SEGKERNELS_CLONES void place_pixels(const acc_t* from, int64_t pixels, acc_t least, int64_t channels,
                                     int64_t channel_step, int64_t pixel_step, acc_t* to) {
   if (channel_step == 1 && channels == kDepthwiseLanes) {
     for (int64_t x = 0; x < pixels; ++x, from += kDepthwiseLanes, to += pixel_step) {
       for (int64_t c = 0; c < kDepthwiseLanes; ++c) {
-        to[c] = activate(from[c], relu);
+        to[c] = at_least(from[c], least);
       }
     }
     return;
   }
   for (int64_t x = 0; x < pixels; ++x, from += kDepthwiseLanes, to += pixel_step) {
     for (int64_t c = 0; c < channels; ++c) {
-      to[c * channel_step] = activate(from[c], relu);
+      to[c * channel_step] = at_least(from[c], least);
     }
   }
 }
 
-// to[i] = activation(from[i] + bias[i * bias_step])
-template <typename T, typename acc_t>
-SEGKERNELS_CLONES void store_sums(const acc_t* from, const acc_t* bias, int64_t bias_step, bool relu, int64_t count,
-                                  T* to) {
-  for (int64_t i = 0; i < count; ++i) {
-    store_value(to[i], activate(from[i] + bias[i * bias_step], relu));
+// `count` rows of G::kCols sums into rows of the output, `width` of each: sums + bias, activated. kByRow: one bias a
+// row.
+template <typename G, bool kByRow, typename T, typename acc_t>
+SEGKERNELS_CLONES void store_sums(const acc_t* from, const acc_t* bias, acc_t least, int64_t count, int64_t width,
+                                  int64_t to_step, T* to) {
+  for (int64_t row = 0; row < count; ++row, from += G::kCols, to += to_step) {
+    acc_t values[G::kCols];
+    acc_t* whole = values;
+    if constexpr (std::is_same_v<T, acc_t>) {
+      whole = width == G::kCols ? to : values;
+    }
+#pragma GCC unroll 3
+    for (int v = 0; v < G::kVectors; ++v) {
+      using unaligned_vec = typename G::unaligned_vec;
+      typename G::vec offset = kByRow ? bias[row] - typename G::vec{} : typename G::vec{};
+      if constexpr (!kByRow) {
+        offset = *reinterpret_cast<const unaligned_vec*>(bias + v * G::kLanes);
+      }
+      const typename G::vec sum = *reinterpret_cast<const unaligned_vec*>(from + v * G::kLanes) + offset;
+      *reinterpret_cast<unaligned_vec*>(whole + v * G::kLanes) = at_least(sum, least);
+    }
+    if (whole == values) {
+      for (int64_t i = 0; i < width; ++i) {
+        store_value(to[i], values[i]);
+      }
+    }
   }
 }
 
@@ -135,8 +157,8 @@ template <typename T, int kLanes>
 class Separable {
  public:
   using acc_t = accumulate_t<T>;
-  using G = Gemm<acc_t>;
   static constexpr bool kChannelsLast = kLanes > 1;
+  using G = std::conditional_t<kChannelsLast, RowGemm<acc_t>, Gemm<acc_t>>;
 
   Separable(const SeparableParams& p, const T* input, const T* depthwise_weight, const T* depthwise_bias,
             const T* pointwise_weight, const T* pointwise_bias)
@@ -147,7 +169,8 @@ class Separable {
         depthwise_(groups() * p.multiplier() * p.taps() * kLanes),
         depthwise_bias_(groups() * p.multiplier() * kLanes),
         pointwise_(pack_pointwise(pointwise_weight)),
-        bias_(p.out_channels) {
+        bias_(G::col_panels(p.out_channels) * G::kCols),
+        least_(p.relu ? acc_t(0) : -std::numeric_limits<acc_t>::infinity()) {
     for (size_t i = 0; i < depthwise_.size(); ++i) {
       const int64_t lane = i % kLanes, tap = i / kLanes % p.taps(), m = i / (kLanes * p.taps()) % p.multiplier();
       const int64_t channel = i / (kLanes * p.taps() * p.multiplier()) * kLanes + lane;
@@ -177,7 +200,7 @@ class Separable {
             const int64_t last = std::min(first + tile, p_.rows());
             if constexpr (kChannelsLast) {
               depthwise_rows(ring, first, last, [&](int64_t channel, int64_t m, int64_t row, const acc_t* from) {
-                place_pixels(from, p_.out_w, p_.relu, std::min<int64_t>(kLanes, p_.channels - channel), p_.multiplier(),
+                place_pixels(from, p_.out_w, least_, std::min<int64_t>(kLanes, p_.channels - channel), p_.multiplier(),
                              p_.hidden, hidden.data() + row * p_.out_w * p_.hidden + channel * p_.multiplier() + m);
               });
               pointwise_pixels(hidden.data(), first * p_.out_w, (last - first) * p_.out_w, output);
@@ -187,7 +210,7 @@ class Separable {
                 const int64_t h = channel * p_.multiplier() + m;
                 const int64_t k0 = h / G::kDepth * G::kDepth;
                 const int64_t depth = std::min(G::kDepth, p_.hidden - k0);
-                place_columns(from, p_.out_w, p_.relu, row * p_.out_w, depth * G::kCols,
+                place_columns(from, p_.out_w, least_, row * p_.out_w, depth * G::kCols,
                               hidden.data() + (k0 * panels + h - k0) * G::kCols);
               });
               pointwise_columns(hidden.data(), first * p_.out_w, (last - first) * p_.out_w, output);
@@ -299,24 +322,22 @@ class Separable {
 
   // hidden [pixels][hidden]; `first` is the first pixel of all images.
   void pointwise_pixels(const acc_t* hidden, int64_t first, int64_t pixels, T* output) const {
-    const int64_t quads = G::row_panels(pixels);
-    Scratch<acc_t> tiles(quads * G::kTile);
-    std::vector<const acc_t*> rows(quads * G::kRows);
+    const int64_t row_panels = G::row_panels(pixels);
+    Scratch<acc_t> tiles(row_panels * G::kTile);
+    std::vector<const acc_t*> rows(row_panels * G::kRows);
     for (int64_t panel = 0; panel < G::col_panels(p_.out_channels); ++panel) {
       const acc_t* weight = pointwise_.get() + panel * p_.hidden * G::kCols;
       for (int64_t k0 = 0; k0 < p_.hidden; k0 += G::kDepth) {
         for (size_t r = 0; r < rows.size(); ++r) {
           rows[r] = hidden + r * p_.hidden + k0;
         }
-        gemm_column_panel_rows<acc_t>(quads, std::min(G::kDepth, p_.hidden - k0), rows.data(), weight + k0 * G::kCols,
-                                      tiles.get(), k0 > 0);
+        gemm_column_panel_rows<acc_t>(row_panels, std::min(G::kDepth, p_.hidden - k0), rows.data(),
+                                      weight + k0 * G::kCols, tiles.get(), k0 > 0);
       }
       const int64_t o = panel * G::kCols;
       const int64_t count = std::min<int64_t>(G::kCols, p_.out_channels - o);
-      for (int64_t r = 0; r < pixels; ++r) {
-        store_sums(tiles.get() + r * G::kCols, bias_.data() + o, 1, p_.relu, count,
-                   output + (first + r) * p_.out_channels + o);
-      }
+      store_sums<G, false>(tiles.get(), bias_.data() + o, least_, pixels, count, p_.out_channels,
+                           output + first * p_.out_channels + o);
     }
   }
 
@@ -349,10 +370,8 @@ class Separable {
       const int64_t n = (pixel + col) / p_.out_plane();
       const int64_t at = pixel + col - n * p_.out_plane();
       const int64_t run = std::min(count - col, p_.out_plane() - at);
-      for (int64_t o = begin; o < end; ++o) {
-        store_sums(tiles + (o - begin) * G::kCols + col, bias_.data() + o, 0, p_.relu, run,
-                   output + (n * p_.out_channels + o) * p_.out_plane() + at);
-      }
+      store_sums<G, true>(tiles + col, bias_.data() + begin, least_, end - begin, run, p_.out_plane(),
+                          output + (n * p_.out_channels + begin) * p_.out_plane() + at);
       col += run;
     }
   }
@@ -364,7 +383,8 @@ class Separable {
   std::vector<acc_t> depthwise_;       // [group][m][tap][kLanes]
   std::vector<acc_t> depthwise_bias_;  // [group][m][kLanes]
   Scratch<acc_t> pointwise_;
-  std::vector<acc_t> bias_;  // [out channel]
+  std::vector<acc_t> bias_;  // [out channel], whole panels
+  acc_t least_;
 };
 
 Tensor depthwise_separable_conv2d_cpu(const Tensor& input,                          // [N, C, H, W]
