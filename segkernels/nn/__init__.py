@@ -2,6 +2,6 @@
 
 from segkernels.nn.conv import ConvTranspose2d
 from segkernels.nn.pooling import MaxPool2d, MaxUnpool2d
-from segkernels.nn.regions import MultiScaleRoIAlign, RoIAlign
+from segkernels.nn.regions import MultiScaleRoIAlign, RoIAlign, RoIPool
 
-__all__ = ["ConvTranspose2d", "MaxPool2d", "MaxUnpool2d", "MultiScaleRoIAlign", "RoIAlign"]
+__all__ = ["ConvTranspose2d", "MaxPool2d", "MaxUnpool2d", "MultiScaleRoIAlign", "RoIAlign", "RoIPool"]

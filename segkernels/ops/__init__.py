@@ -7,6 +7,7 @@ from segkernels.ops.max_pool2d import max_pool2d
 from segkernels.ops.max_unpool2d import max_unpool2d
 from segkernels.ops.multiscale_roi_align import multiscale_roi_align
 from segkernels.ops.roi_align import roi_align
+from segkernels.ops.roi_pool import roi_pool
 
 __all__ = [
     "confusion_matrix",
@@ -16,4 +17,5 @@ __all__ = [
     "max_unpool2d",
     "multiscale_roi_align",
     "roi_align",
+    "roi_pool",
 ]
