@@ -11,6 +11,8 @@
 namespace segkernels {
 namespace {
 
+constexpr int64_t kPackChannels = 32;  // packed together: whole cache lines are written
+
 // Bins of rows [first_row, last_row) of one box: tile[bin][channel], for `count` channels from `image` on.
 template <typename scalar_t, typename T>
 SEGKERNELS_CLONES void pool_bins(const scalar_t* image, int64_t width, int64_t stride, int64_t count,
@@ -85,7 +87,7 @@ Tensor pack_map(const scalar_t* from, const FeatureMap& map, const std::vector<u
   T* const to = static_cast<T*>(packed.mutable_data_ptr());
   const int64_t segments = map.segments();
   parallel_items(batch * segments, kPixels * channels, [&](int64_t begin, int64_t end) {
-    T rows[8 * kPixels];
+    T rows[kPackChannels * kPixels];
     for (int64_t item = begin; item < end; ++item) {
       if (!touched[item]) {
         continue;
@@ -94,8 +96,8 @@ Tensor pack_map(const scalar_t* from, const FeatureMap& map, const std::vector<u
       const int64_t pixel = item % segments * kPixels;
       const int64_t count = std::min(kPixels, map.pixels() - pixel);
       T* const target = to + (n * map.pixels() + pixel) * stride;
-      for (int64_t c = 0; c < channels; c += 8) {
-        const int64_t group = std::min<int64_t>(8, channels - c);
+      for (int64_t c = 0; c < channels; c += kPackChannels) {
+        const int64_t group = std::min(kPackChannels, channels - c);
         const scalar_t* source = from + (n * channels + c) * map.pixels() + pixel;
         if constexpr (std::is_same_v<scalar_t, T>) {
           transpose(source, map.pixels(), group, count, target + c, stride);

@@ -3,7 +3,7 @@
 from segkernels.nn.aspp import ASPP
 from segkernels.nn.conv import Conv2d, ConvTranspose1d, ConvTranspose2d
 from segkernels.nn.pooling import MaxPool2d, MaxUnpool2d
-from segkernels.nn.regions import MultiScaleRoIAlign, RoIAlign
+from segkernels.nn.regions import MultiScaleRoIAlign, RoIAlign, RoIPool
 from segkernels.nn.separable import BilinearConvTranspose2d, DepthwiseSeparableConv2d
 from segkernels.nn.upsample import Upsample
 
@@ -18,5 +18,6 @@ __all__ = [
     "MaxUnpool2d",
     "MultiScaleRoIAlign",
     "RoIAlign",
+    "RoIPool",
     "Upsample",
 ]

@@ -34,6 +34,21 @@ class RoIAlign(nn.Module):
         )
 
 
+class RoIPool(nn.Module):
+    """:class:`torchvision.ops.RoIPool` on :func:`segkernels.ops.roi_pool`, whose arguments it keeps."""
+
+    def __init__(self, output_size: int | Sequence[int], spatial_scale: float) -> None:
+        super().__init__()
+        self.output_size = output_size
+        self.spatial_scale = spatial_scale
+
+    def forward(self, input: torch.Tensor, rois: Boxes) -> torch.Tensor:
+        return ops.roi_pool(input, rois, self.output_size, self.spatial_scale)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(output_size={self.output_size}, spatial_scale={self.spatial_scale})"
+
+
 class MultiScaleRoIAlign(nn.Module):
     """:class:`torchvision.ops.MultiScaleRoIAlign` on :func:`segkernels.ops.multiscale_roi_align`.
 

@@ -15,6 +15,13 @@ def test_roi_align():
     assert torch.equal(module(image, BOXES), ops.roi_align(image, BOXES, (3, 2), 0.25, 2, True))
 
 
+def test_roi_pool():
+    image = torch.randn(2, 3, 16, 16)
+    module = nn.RoIPool(3, 0.25)
+    assert repr(module) == "RoIPool(output_size=3, spatial_scale=0.25)"
+    assert torch.equal(module(image, BOXES), ops.roi_pool(image, BOXES, 3, 0.25))
+
+
 def test_multiscale_roi_align_ignores_other_maps():
     maps = {"a": torch.randn(2, 3, 32, 32), "b": torch.randn(2, 7, 16, 16), "c": torch.randn(2, 3, 16, 16)}
     module = nn.MultiScaleRoIAlign(["a", "c"], 3, 2, canonical_scale=32)
