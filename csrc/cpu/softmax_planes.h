@@ -8,54 +8,64 @@ namespace {
 
 constexpr int64_t kSoftmaxChunk = 4096;  // pixels of one sample; fixed, so that sums do not depend on threads
 
+// Largest logit of each pixel, and a copy of all in `tile` [C, kPixels]: planes a power of two apart evict each other
+// from the caches, so that a second pass over the tensor would go to memory again. `rows` may be `tile`.
 template <typename T>
-SEGKERNELS_CLONES void largest_logits(const T* rows, int64_t step, int64_t classes, int64_t count, T* max) {
+SEGKERNELS_CLONES void largest_logits(const T* rows, int64_t step, int64_t classes, int64_t count, T* tile, T* max) {
   using V = typename Lanes<T>::vector;
-  for (int64_t i = 0; i < count; i += Lanes<T>::count) {
-    store_vector(max + i, load_vector<V>(rows + i));
-  }
-  for (int64_t c = 1; c < classes; c += 2) {
-    const T* first = rows + c * step;
-    const T* second = rows + std::min(c + 1, classes - 1) * step;
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t c = 0; c < classes; ++c) {
+    const T* row = rows + c * step;
+    T* to = tile + c * kPixels;
+    // The hardware's prefetcher starts anew in every plane.
+    for (int64_t i = 0; c + 1 < classes && i < count; i += kLine) {
+      __builtin_prefetch(row + step + i);
+    }
+    if (c == 0) {
+      std::copy(row, row + count, max);
+    }
     for (int64_t i = 0; i < count; i += Lanes<T>::count) {
-      const V a = load_vector<V>(first + i), b = load_vector<V>(second + i);
-      V most = load_vector<V>(max + i);
-      most = a > most ? a : most;
-      store_vector(max + i, b > most ? b : most);
+      const V x = load_vector<V>(row + i);
+      const V most = load_vector<V>(max + i);
+      store_vector(to + i, x);
+      store_vector(max + i, x > most ? x : most);
     }
   }
 }
 
-// tile [C, kPixels] = exp(x - max), and its sum; also the sum of tile * slope where slopes are given. `rows` may be
-// `tile`.
+// tile [C, kPixels] = exp(x - max), and its sum; also the sum of tile * slope where slopes are given.
 template <typename T>
-SEGKERNELS_CLONES void exponentials(const T* rows, int64_t step, int64_t classes, int64_t count, const T* max,
-                                    const T* slope, T* tile, T* sum, T* dot) {
+SEGKERNELS_CLONES void exponentials(int64_t classes, int64_t count, const T* max, const T* slope, T* tile, T* sum,
+                                    T* dot) {
   using V = typename Lanes<T>::vector;
   std::fill(sum, sum + count, T(0));
   std::fill(dot, dot + count, T(0));
   for (int64_t c = 0; c < classes; ++c) {
-    const T* row = rows + c * step;
-    T* to = tile + c * kPixels;
-    const T scale = slope ? slope[c] : T(0);
-    for (int64_t i = 0; i < count; i += Lanes<T>::count) {
-      const V e = exp_nonpositive(load_vector<V>(row + i) - load_vector<V>(max + i));
-      store_vector(to + i, e);
-      store_vector(sum + i, load_vector<V>(sum + i) + e);
-      if (slope) {
-        store_vector(dot + i, load_vector<V>(dot + i) + e * scale);
+    T* row = tile + c * kPixels;
+    if (slope) {
+      for (int64_t i = 0; i < count; i += Lanes<T>::count) {
+        const V e = exp_nonpositive(load_vector<V>(row + i) - load_vector<V>(max + i));
+        store_vector(row + i, e);
+        store_vector(sum + i, load_vector<V>(sum + i) + e);
+        store_vector(dot + i, load_vector<V>(dot + i) + e * slope[c]);
+      }
+    } else {
+      for (int64_t i = 0; i < count; i += Lanes<T>::count) {
+        const V e = exp_nonpositive(load_vector<V>(row + i) - load_vector<V>(max + i));
+        store_vector(row + i, e);
+        store_vector(sum + i, load_vector<V>(sum + i) + e);
       }
     }
   }
 }
 
 template <typename T>
-SEGKERNELS_CLONES void weigh_logits(const T* rows, int64_t step, int64_t classes, int64_t count, const T* max,
-                                    const T* weights, T* smoothed) {
+SEGKERNELS_CLONES void weigh_logits(const T* tile, int64_t classes, int64_t count, const T* max, const T* weights,
+                                    T* smoothed) {
   std::fill(smoothed, smoothed + count, T(0));
   for (int64_t c = 0; c < classes; ++c) {
     for (int64_t i = 0; i < count; ++i) {
-      smoothed[i] += weights[c] * (rows[c * step + i] - max[i]);
+      smoothed[i] += weights[c] * (tile[c * kPixels + i] - max[i]);
     }
   }
 }
@@ -84,17 +94,24 @@ template <typename T>
 SEGKERNELS_CLONES void plane_gradients(const T* tile, const PixelBlock<T>& block, const ClassValues<T>& values,
                                        int64_t classes, int64_t count, bool smoothed, int64_t step, T* output) {
   using V = typename Lanes<T>::vector;
+  T labels[kPixels];
+  for (int64_t i = 0; i < count; ++i) {
+    labels[i] = static_cast<T>(block.bins[i]);
+  }
   for (int64_t c = 0; c < classes; ++c) {
     const T* row = tile + c * kPixels;
     T* to = output + c * step;
     const T slope = values.probability.empty() ? T(0) : values.probability[c];
     const T weight = smoothed ? values.smoothing[c] : T(0);
+    const V own = V{} + static_cast<T>(c);
     for (int64_t i = 0; i < count; i += Lanes<T>::count) {
       V gradient =
           load_vector<V>(row + i) * load_vector<V>(block.inverse + i) * (load_vector<V>(block.shift + i) + slope);
       if (smoothed) {
         gradient -= load_vector<V>(block.smoothing + i) * weight;
       }
+      // A comparison costs less than a second visit to the label's plane.
+      gradient += load_vector<V>(labels + i) == own ? load_vector<V>(block.extra + i) : V{};
       store_vector(to + i, gradient);
     }
   }
@@ -129,16 +146,16 @@ struct PlaneBlock {
       }
     }
     const int64_t size = padded(count);
-    largest_logits(rows, step, classes, size, pixels.max);
+    largest_logits(rows, step, classes, size, tile.data(), pixels.max);
     for (int64_t i = 0; i < size; ++i) {
       const int64_t c = std::min<int64_t>(pixels.bins[i], classes - 1);
-      pixels.label_shift[i] = rows[c * step + i] - pixels.max[i];
+      pixels.label_shift[i] = tile[c * kPixels + i] - pixels.max[i];
     }
     if (smoothed) {
-      weigh_logits(rows, step, classes, size, pixels.max, values.smoothing.data(), pixels.smoothed);
+      weigh_logits(tile.data(), classes, size, pixels.max, values.smoothing.data(), pixels.smoothed);
     }
     const T* slope = values.probability.empty() ? nullptr : values.probability.data();
-    exponentials(rows, step, classes, size, pixels.max, slope, tile.data(), pixels.sum, pixels.dot);
+    exponentials(classes, size, pixels.max, slope, tile.data(), pixels.sum, pixels.dot);
     for (int64_t i = 0; i < size; ++i) {
       const int64_t c = std::min<int64_t>(pixels.bins[i], classes - 1);
       pixels.label_exp[i] = tile[c * kPixels + i];

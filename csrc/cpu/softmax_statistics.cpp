@@ -163,11 +163,6 @@ void write_planes(const SoftmaxParams& p, const Planes& inputs, const Labels& la
         const int64_t step = direct ? outputs.pixels : kPixels;
         plane_gradients(block.tile.data(), pixels, values, p.classes, padded(count), p.label_smoothing != 0, step,
                         output);
-        for (int64_t k = 0; k < count; ++k) {
-          if (pixels.bins[k] < p.classes) {
-            output[pixels.bins[k] * step + k] += pixels.extra[k];
-          }
-        }
         if (!direct) {
           for (int64_t c = 0; c < p.classes; ++c) {
             store_block(output + c * kPixels, outputs, n, c, i, count);

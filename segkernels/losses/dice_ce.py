@@ -34,8 +34,8 @@ def dice_ce_loss(
 
     Replaces the sum of a multiclass Dice loss and :func:`torch.nn.functional.cross_entropy`, without a one-hot; nothing of
     full size is saved but the inputs. Arguments, results and errors are those of :func:`dice_loss` and
-    :func:`cross_entropy_loss`; ``class_weights`` weigh both terms. ``reduction="none"`` gives a map [N, H, W] with, at every valid pixel, its cross
-    entropy plus the Dice term of its batch or, not pooled, of its sample.
+    :func:`cross_entropy_loss`; ``class_weights`` weigh both terms. ``reduction="none"`` gives a map [N, H, W] with, at every
+    valid pixel, its cross entropy plus the Dice term of its batch or, not pooled, of its sample.
     """
     options = {"batch_dice": batch_dice, "include_background": include_background, "log_loss": log_loss}
     return _loss(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from segkernels.losses._module import FunctionLoss
@@ -179,15 +177,24 @@ def upsample_dice_loss(
     reduction: str = "mean",
     *,
     align_corners: bool = False,
+    batch_dice: bool | None = None,
+    include_background: bool = True,
+    log_loss: bool = False,
     style: str = "lecture",
-    **options: Any,
 ) -> torch.Tensor:
     """:func:`dice_loss` of ``interpolate(input, target.shape[1:], mode="bilinear")``, which never exists.
 
     ``input`` is [N, C, h, w] with h <= H and w <= W; the gradient reaches it directly. ``align_corners`` is that of
-    :func:`torch.nn.functional.interpolate`; ``options`` are batch_dice, include_background and log_loss.
+    :func:`torch.nn.functional.interpolate`; the rest is as there.
     """
-    region = Region.dice(smooth, style, reduction=reduction, **options)
+    region = Region.dice(
+        smooth,
+        style,
+        reduction=reduction,
+        batch_dice=batch_dice,
+        include_background=include_background,
+        log_loss=log_loss,
+    )
     return _upsampled(input, target, region, class_weights, ignore_index, align_corners)
 
 
@@ -200,11 +207,20 @@ def upsample_jaccard_loss(
     reduction: str = "mean",
     *,
     align_corners: bool = False,
+    batch_dice: bool | None = None,
+    include_background: bool = True,
+    log_loss: bool = False,
     style: str = "lecture",
-    **options: Any,
 ) -> torch.Tensor:
     """:func:`jaccard_loss` as :func:`upsample_dice_loss` is :func:`dice_loss`."""
-    region = Region.jaccard(smooth, style, reduction=reduction, **options)
+    region = Region.jaccard(
+        smooth,
+        style,
+        reduction=reduction,
+        batch_dice=batch_dice,
+        include_background=include_background,
+        log_loss=log_loss,
+    )
     return _upsampled(input, target, region, class_weights, ignore_index, align_corners)
 
 
@@ -220,11 +236,13 @@ def upsample_tversky_loss(
     reduction: str = "mean",
     *,
     align_corners: bool = False,
+    batch_dice: bool | None = None,
+    include_background: bool = True,
+    log_loss: bool = False,
     style: str = "lecture",
-    **options: Any,
 ) -> torch.Tensor:
     """:func:`tversky_loss` as :func:`upsample_dice_loss` is :func:`dice_loss`."""
-    region = Region(alpha, beta, gamma, smooth, style, reduction, **options)
+    region = Region(alpha, beta, gamma, smooth, style, reduction, batch_dice, include_background, log_loss)
     return _upsampled(input, target, region, class_weights, ignore_index, align_corners)
 
 
