@@ -6,5 +6,14 @@ from segkernels.ops.dice_bce_loss import dice_bce_loss
 from segkernels.ops.lovasz_loss import lovasz_loss
 from segkernels.ops.max_pool2d import max_pool2d
 from segkernels.ops.max_unpool2d import max_unpool2d
+from segkernels.ops.sigmoid_statistics import sigmoid_statistics
 
-__all__ = ["confusion_matrix", "conv_transpose2d", "dice_bce_loss", "lovasz_loss", "max_pool2d", "max_unpool2d"]
+__all__ = [
+    "confusion_matrix",
+    "conv_transpose2d",
+    "dice_bce_loss",
+    "lovasz_loss",
+    "max_pool2d",
+    "max_unpool2d",
+    "sigmoid_statistics",
+]
