@@ -37,7 +37,7 @@ def sigmoid_region_loss(
         align_corners=align_corners,
     )
     weights = _weights(class_weights, sums)
-    return _result(region_loss(region, *sums.unbind(2), pixel[..., 1], weights), input)
+    return _result(_region(region, sums, pixel, weights), input)
 
 
 def sigmoid_pixel_loss(
@@ -91,7 +91,7 @@ def sigmoid_dice_bce_loss(
     soft = region.style == "smp" and target.is_floating_point()
     sums, pixel, _ = sigmoid_statistics(input, target, pos_weight, min_intersection=soft, **options)
     weights = _weights(class_weights, sums)
-    dice = region_loss(region, *sums.unbind(2), pixel[..., 1], weights)
+    dice = _region(region, sums, pixel, weights)
     bce = _pixel_total(pixel, weights, region.reduction == "mean")
     # A weight of 0 switches its term off, also where that is infinite.
     parts = [w * part for w, part in ((dice_weight, dice.sum()), (bce_weight, bce)) if w != 0]
@@ -104,6 +104,11 @@ def _logits(input: torch.Tensor, from_logits: bool) -> torch.Tensor:
 
 def _weights(class_weights: Weights | None, sums: torch.Tensor) -> torch.Tensor | None:
     return None if class_weights is None else channel_weights(class_weights, "class_weights", sums)
+
+
+def _region(region: Region, sums: torch.Tensor, pixel: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    intersection, probability, target = sums.unbind(2)
+    return region_loss(region, intersection, probability, target, pixel[..., 1], weights)
 
 
 def _pixel_total(pixel: torch.Tensor, weights: torch.Tensor | None, mean: bool) -> torch.Tensor:

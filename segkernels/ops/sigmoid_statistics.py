@@ -132,7 +132,7 @@ def _upsampled_planes(input: torch.Tensor, target: torch.Tensor, mode: str) -> t
     if len(shape) != 4 or (mode == "binary" and shape[1] != 1):
         raise ValueError(f"input: expected [N, {'1' if mode == 'binary' else 'C'}, h, w], got shape {list(shape)}")
     _, target = planes(target, target, mode)  # the checks of rank, dtype and mode
-    fits = shape[2] <= target_shape[2] and shape[3] <= target_shape[3] and (shape[2:].numel() or not target_shape[2:].numel())
+    fits = shape[2] <= target_shape[2] and shape[3] <= target_shape[3] and (0 not in shape[2:] or 0 in target_shape[2:])
     if shape[:2] != target_shape[:2] or not fits:
         raise ValueError(
             f"target: expected [N, C, H, W] of at least the size of input {list(shape)}, got {list(target_shape)}"

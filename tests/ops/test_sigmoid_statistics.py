@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from op_test import OpTest, Sample, assert_close_as_torch
 
 import segkernels
-from segkernels.losses import balanced_bce_loss, dice_bce_loss
+from segkernels.losses import UpsampleDiceBCELoss, balanced_bce_loss, dice_bce_loss
 from segkernels.losses._region import Region
 from segkernels.losses._sigmoid import sigmoid_dice_bce_loss, sigmoid_pixel_loss, sigmoid_region_loss
 from segkernels.ops import sigmoid_statistics
@@ -114,8 +114,7 @@ class TestSigmoidStatistics(OpTest):
             x = F.interpolate(x, target.shape[1:], mode="bilinear", align_corners=align_corners)
             return dice_bce_loss(x, target)
 
-        actual = value_and_grad(sigmoid_dice_bce_loss, logits, target, 1.0, 1.0, Region.dice(1.0), None, upsample=True,
-                                align_corners=align_corners)  # fmt: skip
+        actual = value_and_grad(UpsampleDiceBCELoss(align_corners=align_corners), logits, target)
         assert_same(actual, value_and_grad(full, logits, target))
 
     @pytest.mark.parametrize("gamma", [0.0, 1.5, 2.0])
