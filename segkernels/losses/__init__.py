@@ -1,5 +1,6 @@
 """Losses as modules, and as functions of the same name in lower case."""
 
+from segkernels.losses.balanced_bce import BalancedBCELoss, balanced_bce_loss
 from segkernels.losses.cross_entropy import (
     CrossEntropyLoss,
     UpsampleCrossEntropyLoss,
@@ -24,8 +25,10 @@ from segkernels.losses.region import (
     upsample_jaccard_loss,
     upsample_tversky_loss,
 )
+from segkernels.losses.upsample_dice_bce import UpsampleDiceBCELoss, upsample_dice_bce_loss
 
 __all__ = [
+    "BalancedBCELoss",
     "CrossEntropyLoss",
     "DiceBCELoss",
     "DiceCELoss",
@@ -35,11 +38,13 @@ __all__ = [
     "LovaszLoss",
     "TverskyLoss",
     "UpsampleCrossEntropyLoss",
+    "UpsampleDiceBCELoss",
     "UpsampleDiceCELoss",
     "UpsampleDiceLoss",
     "UpsampleFocalLoss",
     "UpsampleJaccardLoss",
     "UpsampleTverskyLoss",
+    "balanced_bce_loss",
     "cross_entropy_loss",
     "dice_bce_loss",
     "dice_ce_loss",
@@ -49,6 +54,7 @@ __all__ = [
     "lovasz_loss",
     "tversky_loss",
     "upsample_cross_entropy_loss",
+    "upsample_dice_bce_loss",
     "upsample_dice_ce_loss",
     "upsample_dice_loss",
     "upsample_focal_loss",

@@ -18,6 +18,7 @@ from segkernels.ops.paste_masks import paste_masks
 from segkernels.ops.paste_masks_rle import paste_masks_rle
 from segkernels.ops.roi_align import roi_align
 from segkernels.ops.roi_pool import roi_pool
+from segkernels.ops.sigmoid_statistics import sigmoid_statistics
 from segkernels.ops.softmax_statistics import softmax_statistics
 from segkernels.ops.upsample_argmax import upsample_argmax
 from segkernels.ops.upsample_bilinear2d import upsample_bilinear2d
@@ -42,6 +43,7 @@ __all__ = [
     "paste_masks_rle",
     "roi_align",
     "roi_pool",
+    "sigmoid_statistics",
     "softmax_statistics",
     "upsample_argmax",
     "upsample_bilinear2d",
