@@ -40,7 +40,7 @@ demo: $(BUILT)
 	$(PYTHON) -m segkernels demo
 
 test: $(BUILT)
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n auto --maxprocesses 4
 
 build: $(BUILT)
 
