@@ -39,13 +39,6 @@ def multiclass(
     )
 
 
-def only_multiclass(mode: str, from_logits: bool, instead: str) -> None:
-    if mode != "multiclass":
-        raise ValueError(f"mode: expected 'multiclass' (for the others see {instead}), got {mode!r}")
-    if not from_logits:
-        raise ValueError("from_logits: expected True for mode='multiclass', got False")
-
-
 def region_term(input: torch.Tensor, statistics: Statistics, region: Region, class_weights: Weights | None) -> torch.Tensor:
     """The region loss, in float64."""
     intersection, probability, target = statistics.region.unbind(2)
@@ -68,3 +61,8 @@ def result(loss: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
 def check_names(reduction: str, style: str) -> None:
     choice(reduction, "reduction", REDUCTIONS)
     choice(style, "style", STYLES)
+
+
+def logits_only(from_logits: bool) -> None:
+    if not from_logits:
+        raise ValueError("from_logits: expected True for mode='multiclass', got False")

@@ -6,7 +6,8 @@ import torch
 
 from segkernels.losses._module import FunctionLoss
 from segkernels.losses._region import Region
-from segkernels.losses._statistics import check_names, multiclass, only_multiclass, region_term, result
+from segkernels.losses._sigmoid import sigmoid_region_loss
+from segkernels.losses._statistics import check_names, logits_only, multiclass, region_term, result
 from segkernels.ops._loss_arguments import Weights
 
 __all__ = [
@@ -37,7 +38,19 @@ def _loss(
     align_corners: bool = False,
 ) -> torch.Tensor:
     check_names(region.reduction, region.style)
-    only_multiclass(mode, from_logits, "dice_bce_loss")
+    if mode != "multiclass":
+        return sigmoid_region_loss(
+            input,
+            target,
+            region,
+            mode=mode,
+            from_logits=from_logits,
+            ignore_index=ignore_index,
+            class_weights=class_weights,
+            upsample=upsample,
+            align_corners=align_corners,
+        )
+    logits_only(from_logits)
     statistics = multiclass(
         input, target, ignore_index=ignore_index, regions=True, upsample=upsample, align_corners=align_corners
     )
@@ -61,19 +74,21 @@ def dice_loss(
 ) -> torch.Tensor:
     r"""Dice loss (Milletari et al. 2016) ``1 - (2 I + s) / (P + T + s)`` of every class, without a one-hot.
 
-    I, P and T are the sums of p * t, p and t over the valid pixels of a class, p = softmax(input). Replaces the ``DiceLoss``
-    of segmentation-models-pytorch and of MONAI.
+    I, P and T are the sums of p * t, p and t over the valid pixels of a class, p = softmax(input), or sigmoid(input) for the
+    modes binary and multilabel. Replaces the ``DiceLoss`` of segmentation-models-pytorch and of MONAI.
 
     Args:
-        input (Tensor[N, C, H, W]): logits; float32, float64, float16 or bfloat16.
-        target (Tensor[N, H, W]): labels, uint8, int32 or int64.
+        input (Tensor[N, C, H, W]; Tensor[N, 1, H, W] or Tensor[N, H, W] for binary): logits; float32, float64, float16 or
+            bfloat16.
+        target (Tensor[N, H, W]): labels, uint8, int32 or int64. Binary and multilabel: the shape of ``input``, 0 and 1 or
+            soft targets in a floating type; in the style smp the intersection of soft targets is the sum of min(p, t).
         smooth: the s above.
         class_weights: one for each class: a weighted mean in the styles lecture and smp, a factor before the mean in monai.
         ignore_index: label of pixels that take no part.
         reduction: ``"mean"`` or ``"sum"`` over the classes (and samples), ``"none"``: the weighted losses, [C] when pooled
             over the batch and else [N, C], without class 0 for ``include_background=False``.
-        mode: ``"multiclass"``.
-        from_logits: True.
+        mode: ``"multiclass"``, ``"binary"`` or ``"multilabel"``.
+        from_logits: False takes probabilities (modes binary and multilabel; kept 1e-7 from 0 and 1).
         batch_dice: True pools the sums over the batch, False takes each sample alone; None: True in the styles lecture and
             smp, False in monai.
         include_background: False leaves class 0 out.
@@ -87,7 +102,7 @@ def dice_loss(
 
     Raises:
         ValueError, TypeError: for a wrong mode, name, rank, dtype, device or shape.
-        RuntimeError: on CPU, for a label outside [0, C) other than ``ignore_index``.
+        RuntimeError: on CPU, for a label outside [0, C) (binary and multilabel: other than 0 and 1) and not ``ignore_index``.
     """
     region = Region.dice(
         smooth,
@@ -163,9 +178,10 @@ def _upsampled(
     region: Region,
     class_weights: Weights | None,
     ignore_index: int | None,
+    mode: str,
     align_corners: bool,
 ) -> torch.Tensor:
-    return _loss(input, target, region, class_weights, ignore_index, "multiclass", True, True, align_corners)
+    return _loss(input, target, region, class_weights, ignore_index, mode, True, True, align_corners)
 
 
 def upsample_dice_loss(
@@ -176,6 +192,7 @@ def upsample_dice_loss(
     ignore_index: int | None = None,
     reduction: str = "mean",
     *,
+    mode: str = "multiclass",
     align_corners: bool = False,
     batch_dice: bool | None = None,
     include_background: bool = True,
@@ -195,7 +212,7 @@ def upsample_dice_loss(
         include_background=include_background,
         log_loss=log_loss,
     )
-    return _upsampled(input, target, region, class_weights, ignore_index, align_corners)
+    return _upsampled(input, target, region, class_weights, ignore_index, mode, align_corners)
 
 
 def upsample_jaccard_loss(
@@ -206,6 +223,7 @@ def upsample_jaccard_loss(
     ignore_index: int | None = None,
     reduction: str = "mean",
     *,
+    mode: str = "multiclass",
     align_corners: bool = False,
     batch_dice: bool | None = None,
     include_background: bool = True,
@@ -221,7 +239,7 @@ def upsample_jaccard_loss(
         include_background=include_background,
         log_loss=log_loss,
     )
-    return _upsampled(input, target, region, class_weights, ignore_index, align_corners)
+    return _upsampled(input, target, region, class_weights, ignore_index, mode, align_corners)
 
 
 def upsample_tversky_loss(
@@ -235,6 +253,7 @@ def upsample_tversky_loss(
     ignore_index: int | None = None,
     reduction: str = "mean",
     *,
+    mode: str = "multiclass",
     align_corners: bool = False,
     batch_dice: bool | None = None,
     include_background: bool = True,
@@ -243,7 +262,7 @@ def upsample_tversky_loss(
 ) -> torch.Tensor:
     """:func:`tversky_loss` as :func:`upsample_dice_loss` is :func:`dice_loss`."""
     region = Region(alpha, beta, gamma, smooth, style, reduction, batch_dice, include_background, log_loss)
-    return _upsampled(input, target, region, class_weights, ignore_index, align_corners)
+    return _upsampled(input, target, region, class_weights, ignore_index, mode, align_corners)
 
 
 class DiceLoss(FunctionLoss):
