@@ -23,7 +23,7 @@ def step(function: Callable[..., Any], inputs: Sequence[Any], grad: tuple[int, .
                 return (first(function(*inputs)),)
 
         return forward
-    leaves = [inputs[i] for i in grad]
+    leaves = [leaf for i in grad for leaf in (inputs[i] if isinstance(inputs[i], list) else [inputs[i]])]
 
     def forward_and_backward() -> tuple[torch.Tensor, ...]:
         output = first(function(*inputs))
@@ -33,14 +33,16 @@ def step(function: Callable[..., Any], inputs: Sequence[Any], grad: tuple[int, .
 
 
 def with_leaves(inputs: Sequence[Any], grad: tuple[int, ...], dtype: torch.dtype | None = None) -> list[Any]:
-    """Inputs whose ``grad`` positions are leaves that take a gradient; floating-point tensors in ``dtype``."""
-    result = list(inputs)
-    for i, value in enumerate(result):
+    """Inputs whose ``grad`` positions are leaves that take a gradient; floating-point tensors, in lists too, in ``dtype``."""
+
+    def converted(value: Any, leaf: bool) -> Any:
+        if isinstance(value, list):
+            return [converted(element, leaf) for element in value]
         if isinstance(value, torch.Tensor) and value.is_floating_point():
-            result[i] = value.to(dtype or value.dtype)
-        if i in grad:
-            result[i] = result[i].detach().clone(memory_format=torch.preserve_format).requires_grad_()
-    return result
+            value = value.to(dtype or value.dtype)
+        return value.detach().clone(memory_format=torch.preserve_format).requires_grad_() if leaf else value
+
+    return [converted(value, i in grad) for i, value in enumerate(inputs)]
 
 
 def is_right(case: Case, inputs: Sequence[Any], seed: torch.Tensor | None) -> bool:
