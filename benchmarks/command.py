@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -32,33 +31,45 @@ def plans(options: argparse.Namespace) -> list:
 def run(options: argparse.Namespace) -> int:
     import torch
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     import segkernels
-    from benchmarks import base, ceilings, results, runner, table, worker
+    from benchmarks import ceilings, results, runner
 
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: torch finds no GPU here")
     if options.threads:
         torch.set_num_threads(options.threads)
-    threads = torch.get_num_threads()
     segkernels.backend(options.tier)
     facts = results.provenance(options.device)
     todo = plans(options)
     if not todo:
         raise SystemExit("no case has this name, mode, device and baseline")
-    console = Console()
+    console = Console(highlight=False, markup=False)
     # Narrower, the numbers would be cut.
     console.width = max(console.width, 160)
     memory = f"{runner.allocator()} memory, " if options.device == "cpu" else ""
-    console.print(f"{facts['device']}, {threads} threads of {os.cpu_count()} CPUs, {memory}torch {facts['torch']}")
-    tops = {dtype: ceilings.measure(dtype, options.device) for dtype in dict.fromkeys(plan.dtype for plan in todo)}
+    threads = f"{torch.get_num_threads()} threads of {os.cpu_count()} CPUs"
+    console.print(f"{facts['device']}, {threads}, {memory}torch {facts['torch']}")
+    repeats = 3 if options.quick else 7
+    tops = {dtype: ceilings.measure(dtype, options.device, repeats) for dtype in dict.fromkeys(plan.dtype for plan in todo)}
     for dtype, top in tops.items():
         console.print(f"{dtype}: copy {top.gbps:.1f} GB/s, matmul {top.gflops:.0f} GFLOP/s")
+    path = Path(options.out) if options.out else None if options.quick else results.path_of(facts["device"])
+    rows, others, before = take(options, console, todo, tops, facts, path)
+    if path:
+        console.print(f"appended to {path}")
+    return conclude(options, console, rows, others, before)
 
-    rows: list = []
-    default_rows: list = []
-    compared: list = []
+
+def take(options: argparse.Namespace, console, todo: list, tops: dict, facts: dict[str, str], path: Path | None):
+    """All rows; those with the default allocator; and, with ``--base``, each row's counterpart, or why it has none."""
+    import torch
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    from benchmarks import base, results, runner, worker
+
+    threads = torch.get_num_threads()
+    rows, others, before = [], [], []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with contextlib.ExitStack() as stack:
         default = base_worker = None
@@ -71,37 +82,41 @@ def run(options: argparse.Namespace) -> int:
         task = progress.add_task("", total=len(todo))
         for plan in todo:
             progress.update(task, description=f"{plan.op} {plan.case.name} {plan.mode}")
-            settings = {"budget": 0.5 if options.quick else 1.0 if plan.axis else 4.0, "baselines": options.baseline}
-            settings["with_memory"] = not options.quick and not plan.axis
+            budget = min(options.seconds, 1.0) if plan.axis else options.seconds
+            settings = {"budget": budget, "baselines": options.baseline, "with_memory": not (options.quick or plan.axis)}
             torch.set_num_threads(plan.threads or threads)
-            rows.append(runner.take(plan, tops[plan.dtype], facts, **settings))
-            request = dict(op=plan.op, case=plan.case.name, mode=plan.mode, dtype=plan.dtype_name, device=plan.device)
-            request |= {"threads": threads, "tier": options.tier, "facts": facts, "options": settings | {"with_memory": False}}
-            request["ceilings"] = dataclasses.astuple(tops[plan.dtype])
+            taken = [runner.take(plan, tops[plan.dtype], facts, **settings)]
+            request = worker.request(plan, tops[plan.dtype], facts, threads, options.tier, settings | {"with_memory": False})
             if default and not plan.axis:
-                default_rows.append(default.take(request))
+                other = default.take(request)
+                taken += [other] if isinstance(other, results.Row) else []
             if base_worker and not plan.axis:
-                compared.append((rows[-1], base_worker.take(request)))
+                before.append((taken[0], base_worker.take(request)))
+            if path:
+                # Row by row: what is taken stays, whatever ends the run.
+                results.append(taken, path)
+            rows.append(taken[0])
+            others += taken[1:]
             progress.advance(task)
+    torch.set_num_threads(threads)
+    return rows, others, before
 
-    others = [row for row in default_rows if isinstance(row, results.Row)]
+
+def conclude(options: argparse.Namespace, console, rows: list, others: list, before: list) -> int:
+    """Prints tables and verdicts, and returns the exit status."""
+    from benchmarks import base, goals, runner, table
+
     table.show(console, rows, others)
     if options.base:
-        base.show(console, options.base, compared)
-    failed = [row for row in rows + others if row.status != "ok"]
+        base.show(console, options.base, before)
+    failed = [row for row in rows + others if row.status != goals.OK]
     verdicts = [verdict for name in options.ops for verdict in runner.group_verdicts(name, rows)]
     verdicts += runner.sweep_verdicts(rows)
     for verdict in verdicts:
-        console.print(verdict.text, style=None if verdict.holds else "red", markup=False, highlight=False)
-    if not options.quick or options.out:
-        path = Path(options.out) if options.out else results.path_of(facts["device"])
-        results.append(rows + others, path)
-        console.print(f"appended to {path}")
+        console.print(verdict.text, style=None if verdict.holds else "red")
     for row in failed:
-        line = (
-            f"{row.status}: {row.op} {row.case} {row.mode} {row.dtype}, {row.allocator} allocator (goal {row.goal or 'none'})"
-        )
-        console.print(line, style="red", markup=False, highlight=False)
+        where = f"{row.op} {row.case} {row.mode} {row.dtype}, {row.allocator} allocator"
+        console.print(f"{row.status}: {where} (goal {row.goal or 'none'})", style="red")
     return 1 if options.check and (failed or not all(verdict.holds for verdict in verdicts)) else 0
 
 

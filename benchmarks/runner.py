@@ -14,7 +14,7 @@ import segkernels
 from benchmarks import goals, gpu, memory
 from benchmarks.cases import Case, Work, load, sweeps
 from benchmarks.ceilings import Ceilings
-from benchmarks.gate import channels_last, copied, first, is_right, step
+from benchmarks.gate import attempt, channels_last, copied, first, is_right, step
 from benchmarks.results import Row
 from benchmarks.timing import OURS, Spread, interleaved, ratios
 from segkernels.engine.memory import ENVIRONMENT as RECYCLED
@@ -112,14 +112,16 @@ def prepare(
         if name in case.channels_last:
             mine = [channels_last(values) for values in shared]
             mine_seed = None if seed is None else channels_last([seed])[0]
-        calls[name] = gpu.Rotation([step(function, values, grad, mine_seed) for values in mine])
+        call = gpu.Rotation([step(function, values, grad, mine_seed) for values in mine])
+        if name == OURS or attempt(call) is not None:
+            calls[name] = call
     return calls, right
 
 
 def take(
     plan: Plan, ceilings: Ceilings, facts: dict[str, str], *, budget: float, baselines: list[str], with_memory: bool
 ) -> Row:
-    """One row."""
+    """One row. What cannot run here, a baseline without this dtype for one, has a reason in place of a speed."""
     case, mode, device = plan.case, plan.mode, plan.device
     tiers = segkernels.tiers().get(plan.op)
     row = Row(
@@ -139,10 +141,19 @@ def take(
         elements=plan.elements,
         **facts,  # type: ignore[arg-type]
     )
+    try:
+        _measure(plan, row, ceilings, budget, baselines, with_memory)
+    except Exception as error:
+        row.status = f"FAILED: {type(error).__name__}: {str(error).partition(chr(10))[0][:160]}"
+    return row
+
+
+def _measure(plan: Plan, row: Row, ceilings: Ceilings, budget: float, baselines: list[str], with_memory: bool) -> None:
+    case, mode, device = plan.case, plan.mode, plan.device
     l2 = torch.cuda.get_device_properties(device).L2_cache_size if device == "cuda" else 0
     calls, right = prepare(case, mode, plan.dtype, device, baselines, l2)
     if not right:
-        return row
+        return
     if device == "cuda":
         samples, row.clock = gpu.measure(calls, budget, overhead=mode in case.overhead_goals)
     else:
@@ -151,10 +162,9 @@ def take(
     if with_memory and device == "cuda":
         peaks = {name: gpu.peak_of(call) for name, call in calls.items()}
     elif with_memory:
-        peaks = memory.measure(plan.op, case.name, mode, row.dtype, row.threads, baselines)
+        peaks = memory.measure(plan.op, case.name, mode, row.dtype, int(row.threads), baselines)
     fill(row, case.work(plan.dtype.itemsize), ceilings, samples, peaks)
     row.status = goals.status(case, row, device, samples)
-    return row
 
 
 def fill(row: Row, work: Work, ceilings: Ceilings, samples: dict[str, list[float]], peaks: dict[str, int]) -> None:

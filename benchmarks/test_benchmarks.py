@@ -1,4 +1,4 @@
-"""The cases under pytest-benchmark: ``pytest benchmarks/ --benchmark-only``, one group a case, one line a tier and baseline."""
+"""The cases under pytest-benchmark: ``pytest benchmarks/ --benchmark-only``, a group a case, a line a tier and baseline."""
 
 from __future__ import annotations
 

@@ -53,6 +53,22 @@ class Worker:
         self._log.close()
 
 
+def request(plan, top, facts: dict[str, str], threads: int, tier: str, options: dict[str, Any]) -> dict[str, Any]:
+    """What a worker needs to take this row."""
+    return {
+        "op": plan.op,
+        "case": plan.case.name,
+        "mode": plan.mode,
+        "dtype": plan.dtype_name,
+        "device": plan.device,
+        "threads": threads,
+        "tier": tier,
+        "facts": facts,
+        "ceilings": dataclasses.astuple(top),
+        "options": options,
+    }
+
+
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     import torch
 

@@ -53,6 +53,28 @@ def test_wrong_result_has_no_speed():
     assert row.p50_us is None and row.ratio is None
 
 
+def test_what_cannot_run_has_a_reason():
+    def no_such_type(x):
+        raise NotImplementedError("no kernel for this dtype\nand a trace")
+
+    row = take(relu_case(ours=no_such_type))
+    assert row.status == "FAILED: NotImplementedError: no kernel for this dtype" and row.p50_us is None
+
+
+def test_baseline_without_this_dtype_is_left_out():
+    def single_only(x):
+        if x.dtype == torch.bfloat16:
+            raise RuntimeError("not implemented for 'BFloat16'")
+        return F.relu(x)
+
+    case = dataclasses.replace(relu_case(), baselines={"peer": single_only, "eager": F.relu})
+    calls, right = runner.prepare(case, "fwdbwd", torch.bfloat16, "cpu", [])
+    assert right and list(calls) == ["segkernels", "eager"]
+    wrong = dataclasses.replace(case, ours=lambda x: F.relu(x) * 1.1)
+    assert not runner.prepare(wrong, "fwdbwd", torch.bfloat16, "cpu", [])[1]
+    assert list(runner.prepare(case, "fwd", torch.float32, "cpu", [])[0]) == ["segkernels", "peer", "eager"]
+
+
 def test_wrong_gradient_is_wrong():
     class Halved(torch.autograd.Function):
         @staticmethod
@@ -230,7 +252,9 @@ def test_command_line(tmp_path):
     """The process that pytest runs in is another one: with recycled memory, and beside it one with the default allocator."""
     out = tmp_path / "rows.csv"
     start = [sys.executable, "-m", "segkernels", "bench", "--ops", "max_unpool2d", "--cases", "8x8", "--quick", "--out", out]
-    result = subprocess.run([*start, "--allocator", "both"], cwd=results.ROOT, capture_output=True, text=True)
+    result = subprocess.run(
+        [*start, "--allocator", "both", "--threads", "1"], cwd=results.ROOT, capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stderr
     recycled, default = results.read(out)
     assert (recycled.op, recycled.case, recycled.allocator) == ("max_unpool2d", "8x8 overhead", "recycled")
@@ -243,7 +267,7 @@ def test_command_line(tmp_path):
 def test_check_fails_under_a_goal(check, expected, tmp_path, monkeypatch, capsys):
     case = relu_case(overhead_goals={"fwd": -1e6}, modes=("fwd",))
     monkeypatch.setattr(command, "plans", lambda parsed: [runner.Plan("max_unpool2d", case, "fwd", torch.float32)])
-    monkeypatch.setattr("benchmarks.ceilings.measure", lambda dtype, device: Ceilings(10.0, 100.0))
+    monkeypatch.setattr("benchmarks.ceilings.measure", lambda dtype, device, repeats: Ceilings(10.0, 100.0))
     arguments = ["--ops", "max_unpool2d", "--quick", "--out", str(tmp_path / "rows.csv")]
     assert command.run(options.parse(arguments + ["--check"] * check)) == expected
     printed = capsys.readouterr().out
