@@ -56,7 +56,7 @@ def markdown(rows: list[Row]) -> str:
 
 
 def rendered(folder: Path = results.FOLDER) -> str:
-    devices = [markdown(results.read(path)) for path in sorted(folder.glob("*.csv"))]
+    devices = [markdown(results.read(path)) for path in results.files(folder)]
     return "\n\n".join(devices) or EMPTY
 
 

@@ -108,6 +108,11 @@ def path_of(device: str) -> Path:
     return FOLDER / (re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") + ".csv")
 
 
+def files(folder: Path | None = None) -> list[Path]:
+    """The results of each device; the table of kernels' resources lies beside them."""
+    return sorted(path for path in (folder or FOLDER).glob("*.csv") if path.name != "resources.csv")
+
+
 def append(rows: list[Row], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = not path.exists()
