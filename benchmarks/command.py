@@ -130,6 +130,10 @@ def without_settings() -> dict[str, str]:
 def main(argv: list[str] | None = None) -> int:
     """Runs ``segkernels bench`` with these arguments and returns its exit status."""
     argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["report"]:
+        from benchmarks import report
+
+        return report.main(argv[1:])
     options = command_line.parse(argv)
     from benchmarks.results import ROOT
     from benchmarks.runner import RECYCLED, allocator

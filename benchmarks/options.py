@@ -12,6 +12,7 @@ examples:
   segkernels bench --check                                        exit status 1 when a row is WRONG or under its goal
   segkernels bench --ops conv2d --baseline eager,compile --dtype fp32,bf16
   segkernels bench --ops max_pool2d --base HEAD~3 --quick         this commit beside that one, row by row
+  segkernels bench report                                         report.html and the README's table from benchmarks/results
 """
 
 
