@@ -57,7 +57,7 @@ def test_what_the_page_shows():
     assert "default allocator 2.5x" in page and "goal 6.0x" in page
     assert "WRONG" in page and page.count('class="loss"') == 1
     assert "37 MB <small>to 86 MB" in page
-    assert "max_pool2d, growing side" in page and "fwd, 1 threads" in page and "fwd, 2 threads" in page
+    assert "max_pool2d, growing side" in page and "fwd, 1 thread<" in page and "fwd, 2 threads" in page
     assert "from abc to def" in page
     assert "1 kernels, 1 that spill" in page and "max_pool2d_fwd_kernel&lt;float, 2&gt;" in page
     assert "Convolutions: arithmetic" in page and "Pooling and upsampling: memory" in page

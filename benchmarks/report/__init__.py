@@ -68,8 +68,10 @@ def _pairs(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
 def speeds(rows: Sequence[Row], default: dict[tuple[str, ...], Row]) -> str:
     """A bar a row, operators in their families; a wrong row has no bar."""
     parts = []
-    for (_, name), members in _pairs(rows).items():
-        parts.append(f'<div data-group><h3 style="margin-top:18px">{name}</h3>')
+    several = len({row.device for row in rows}) > 1
+    for (device, name), members in _pairs(rows).items():
+        title = f"{name}, {escape(device)}" if several else name
+        parts.append(f'<div class="family" data-group><h3>{title}</h3>')
         for row in members:
             start = f'<div class="row" {charts.attributes(row)}>{label(row)}'
             if row.ratio is None:
@@ -129,7 +131,7 @@ def sweeps(rows: Sequence[Row]) -> str:
         curves: dict[str, list[tuple[float, float]]] = {}
         for row in sorted(members, key=lambda row: row.size or 0):
             assert row.p50_us and row.elements and row.size
-            threads = "" if row.clock in ("events", "graph") else f", {row.threads:.0f} threads"
+            threads = "" if row.clock in ("events", "graph") else f", {row.threads:.0f} thread{'s' if row.threads > 1 else ''}"
             curves.setdefault(f"{row.mode}{threads}", []).append((row.size, 1e3 * row.p50_us / row.elements))
         where = f'data-op="{escape(op)}" data-device="{escape(device)}"'
         picture = charts.lines(curves, axis, "ns an element")

@@ -169,9 +169,8 @@ def lines(curves: dict[str, list[tuple[float, float]]], x_label: str, y_label: s
         path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in curve)
         dots = "".join(f'<circle class="dot c{i % 4}" cx="{x(a):.1f}" cy="{y(b):.1f}" r="3"/>' for a, b in curve)
         body.append(f'<g><polyline class="curve c{i % 4}" points="{path}"/>{dots}<title>{escape(name)}</title></g>')
-        at = f'x="{WIDTH - RIGHT - 4}" y="{TOP + 14 + 14 * i}" text-anchor="end"'
-        body.append(f'<text class="key c{i % 4}" {at}>{escape(name)}</text>')
-    return plot(x, y, x_label, y_label, body)
+    names = "".join(f'<span class="c{i % 4}">● {escape(name)}</span>' for i, name in enumerate(curves))
+    return plot(x, y, x_label, y_label, body) + f'<div class="keys">{names}</div>'
 
 
 def history(points: Sequence[tuple[str, float]]) -> str:
