@@ -124,4 +124,4 @@ def _branches(branches: list[Any], input: torch.Tensor) -> list[torch.Tensor]:
 def _is_affine(norm: nn.Module) -> bool:
     """A BatchNorm in eval, which nothing watches."""
     plain = type(norm) is nn.BatchNorm2d and not norm.training and not norm._forward_hooks
-    return plain and norm.affine and norm.running_mean is not None
+    return bool(plain and norm.affine and norm.running_mean is not None)
