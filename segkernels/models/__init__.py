@@ -5,8 +5,25 @@ the model has an auxiliary head that is switched on (:func:`unet` and :func:`seg
 outside the model.
 """
 
+from segkernels.models import weights
 from segkernels.models._registry import get_model, list_models
+from segkernels.models.deeplabv3 import deeplabv3_resnet50, deeplabv3_resnet101
+from segkernels.models.fcn import fcn_resnet50, fcn_resnet101
+from segkernels.models.resnet import ResNetEncoder
 from segkernels.models.segnet import SegNet, segnet
 from segkernels.models.unet import UNet, unet
 
-__all__ = ["SegNet", "UNet", "get_model", "list_models", "segnet", "unet"]
+__all__ = [
+    "ResNetEncoder",
+    "SegNet",
+    "UNet",
+    "deeplabv3_resnet50",
+    "deeplabv3_resnet101",
+    "fcn_resnet50",
+    "fcn_resnet101",
+    "get_model",
+    "list_models",
+    "segnet",
+    "unet",
+    "weights",
+]

@@ -7,7 +7,8 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
-from segkernels.models._registry import Weights, check_input, read_state_dict, register_model
+from segkernels.models._registry import check_input, register_model
+from segkernels.models._weights import Weights, load_weights, read_state_dict
 from segkernels.nn import MaxPool2d, MaxUnpool2d
 
 # VGG16: output channels of the 3x3 convolutions of its five stages, each closed by a pooling.
@@ -113,6 +114,5 @@ def segnet(
         backbone = read_state_dict(weights_backbone)
         features = {key.removeprefix(prefix): value for key, value in backbone.items() if key.startswith(prefix)}
         model.encoder.load_state_dict(features)
-    if weights is not None:
-        model.load_state_dict(read_state_dict(weights))
+    load_weights(model, weights, progress)
     return model
