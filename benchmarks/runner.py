@@ -221,7 +221,7 @@ def sweep_verdicts(rows: list[Row]) -> Iterator[Verdict]:
             lines.setdefault((row.op, row.axis, row.mode, int(row.threads)), []).append(row)
     for (op, axis, mode, threads), line in lines.items():
         each = [row.p50_us / row.elements for row in sorted(line, key=lambda row: row.size)]
-        growth = each[-1] / each[len(each) // 2 - 1 if len(each) > 1 else 0]
+        growth = each[-1] / each[(len(each) - 1) // 2]
         holds = growth <= MOST_GROWTH
         text = f"{op}, growing {axis}, {mode}, {threads} threads: {growth:.2f}x the time an element at the end, "
         yield Verdict(text + f"goal {MOST_GROWTH}x: " + (goals.OK if holds else goals.UNDER), growth, holds)

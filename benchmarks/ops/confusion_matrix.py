@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cases import Case, Work
+from benchmarks.cases import Case, Sweep, Work
 from segkernels.ops import confusion_matrix
 
 CLASSES = 21
@@ -68,4 +68,7 @@ CASES = [
     case("logits 4x21x65x65 to 513x513", (4, 513, 513), from_small_logits, (4, CLASSES, 65, 65), goals={"fwd": 10.0}),
     case("8x8 labels overhead", (1, 8, 8), from_labels, overhead_goals={"fwd": 15.0}),
     case("8x8 logits overhead", (1, 8, 8), from_logits, (1, CLASSES, 8, 8), overhead_goals={"fwd": 15.0}),
+]
+SWEEPS = [
+    Sweep("side", (64, 128, 256, 512, 1024, 2048, 4096, 8192), lambda s: case(f"labels 4x{s}x{s}", (4, s, s), from_labels))
 ]

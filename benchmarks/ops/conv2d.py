@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cases import Case, GroupGoal, Work
+from benchmarks.cases import Case, GroupGoal, Sweep, Work
 from segkernels.ops import conv2d
 
 
@@ -51,3 +51,7 @@ CASES = [
     case("8x8 overhead", (1, 1, 8, 8), 1, 3, modes=("fwd",), overhead_goals={"fwd": 15.0}),
 ]  # fmt: skip
 GROUP_GOALS = [GroupGoal("depthwise", "fwd", 3.0), GroupGoal("depthwise", "fwdbwd", 4.0)]
+SWEEPS = [
+    Sweep("side", (32, 64, 128, 256, 512, 1024, 2048), lambda s: case(f"k3 1x32x{s}x{s}", (1, 32, s, s), 32, 3, groups=32)),
+    Sweep("channels", (16, 64, 256, 1024, 4096), lambda c: case(f"k3 1x{c}x64x64", (1, c, 64, 64), c, 3, groups=c)),
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cases import Case, GroupGoal, Work
+from benchmarks.cases import Case, GroupGoal, Sweep, Work
 from segkernels.ops import conv_transpose2d
 
 
@@ -54,3 +54,4 @@ CASES = [
     case("8x8 overhead", (1, 1, 8, 8), 1, 2, 2, modes=("fwd",), overhead_goals={"fwd": 15.0}),
 ]
 GROUP_GOALS = [GroupGoal("unet decoder", "fwd", 1.1), GroupGoal("unet decoder", "fwdbwd", 1.1)]
+SWEEPS = [Sweep("side", (16, 32, 64, 128, 256, 512), lambda s: case(f"k2 s2 1x64x{s}x{s}", (1, 64, s, s), 32, 2, 2))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cases import Case, Work
+from benchmarks.cases import Case, Sweep, Work
 from segkernels.losses import dice_bce_loss
 
 
@@ -49,3 +49,4 @@ CASES = [
     case("2x1x224x224", (2, 1, 224, 224)),
     case("8x8 overhead", (1, 1, 8, 8), modes=("fwd",), overhead_goals={"fwd": 15.0}),
 ]
+SWEEPS = [Sweep("side", (64, 128, 256, 512, 1024, 2048, 4096, 8192), lambda s: case(f"4x1x{s}x{s}", (4, 1, s, s)))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cases import Case, Work
+from benchmarks.cases import Case, Sweep, Work
 from segkernels.ops import lovasz_loss
 
 
@@ -52,4 +52,7 @@ def case(name, shape, mode, baseline, **rest):
 CASES = [
     case("2x21x256x256 softmax", (2, 21, 256, 256), "multiclass", eager_softmax, goals={"fwdbwd": 3.0}),
     case("8x1x256x256 hinge", (8, 1, 256, 256), "binary", eager_hinge),
+]
+SWEEPS = [
+    Sweep("side", (64, 128, 256, 512, 1024, 2048), lambda s: case(f"1x4x{s}x{s}", (1, 4, s, s), "multiclass", eager_softmax)),
 ]

@@ -7,7 +7,7 @@ import functools
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cases import Case, Work
+from benchmarks.cases import Case, Sweep, Work
 from segkernels.ops import max_pool2d
 
 
@@ -45,4 +45,8 @@ CASES = [
     case("resnet stem k3 s2 p1 4x64x112x112", (4, 64, 112, 112), 3, 2, 1, index_bytes=0, exact=False),
     case("8x8 overhead", (1, 1, 8, 8), index_bytes=0, modes=("fwd",), overhead_goals={"fwd": 15.0}),
     case("8x8 indices overhead", (1, 1, 8, 8), modes=("fwd",), overhead_goals={"fwd": 15.0}),
+]
+SWEEPS = [
+    Sweep("side", (64, 128, 256, 512, 1024, 2048, 4096, 8192), lambda s: case(f"1x32x{s}x{s}", (1, 32, s, s))),
+    Sweep("channels", (4, 16, 64, 256, 1024), lambda c: case(f"2x{c}x64x64", (2, c, 64, 64))),
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.cases import Case, Work
+from benchmarks.cases import Case, Sweep, Work
 from segkernels.ops import paste_masks
 
 
@@ -49,3 +49,4 @@ CASES = [
     case("100 to 800x1333", 100, (800, 1333), goals={"fwd": 4.0}),
     case("20 to 480x640", 20, (480, 640)),
 ]
+SWEEPS = [Sweep("masks", (5, 20, 80, 320), lambda n: case(f"{n} masks to 480x640", n, (480, 640)))]

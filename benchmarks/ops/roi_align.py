@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.cases import Case, Work
+from benchmarks.cases import Case, Sweep, Work
 from segkernels.ops import roi_align
 from segkernels.reference import roi_align as reference
 
@@ -58,4 +58,8 @@ CASES = [
     case("1000 boxes 7x7 adaptive", MAP, 1000, 7, -1, goals={"fwd": 7.0}),
     case("200 boxes 14x14", MAP, 200, 14, goals={"fwd": 7.0, "fwdbwd": 8.0}),
     case("1 box 8x8 overhead", (1, 1, 8, 8), 1, 2, modes=("fwd",), overhead_goals={"fwd": 15.0}),
+]
+SWEEPS = [
+    Sweep("boxes", (32, 128, 512, 2048, 8192), lambda k: case(f"{k} boxes 7x7 64 channels", (2, 64, 50, 84), k, 7)),
+    Sweep("channels", (16, 64, 256, 1024), lambda c: case(f"{c} channels 256 boxes 7x7", (2, c, 50, 84), 256, 7)),
 ]

@@ -7,7 +7,7 @@ import importlib.util
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cases import Case, Work
+from benchmarks.cases import Case, Sweep, Work
 from segkernels.losses import cross_entropy_loss, dice_ce_loss, focal_loss, upsample_cross_entropy_loss
 
 
@@ -91,4 +91,9 @@ CASES = [
         goals={"fwdbwd": 5.0},
     ),
     case("8x8 overhead", (1, 3, 8, 8), cross_entropy_loss, cross_entropy, modes=("fwd",), overhead_goals={"fwd": 15.0}),
+]
+eager_dice = {"eager": eager_dice_ce}
+SWEEPS = [
+    Sweep("side", (64, 128, 256, 512, 1024, 2048), lambda s: case(f"1x21x{s}x{s}", (1, 21, s, s), dice_ce_loss, eager_dice)),
+    Sweep("classes", (2, 8, 32, 128, 512), lambda c: case(f"1x{c}x128x128", (1, c, 128, 128), dice_ce_loss, eager_dice)),
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cases import Case, Work
+from benchmarks.cases import Case, Sweep, Work
 from segkernels.ops import upsample_bilinear2d
 
 
@@ -45,4 +45,8 @@ CASES = [
     case("4x256x32x32 to 128x128 channels_last", (4, 256, 32, 32), (128, 128), True),
     case("2x21x256x256 to 128x128", (2, 21, 256, 256), (128, 128)),
     case("8x8 overhead", (1, 1, 8, 8), (16, 16), modes=("fwd",), overhead_goals={"fwd": 15.0}),
+]
+SWEEPS = [
+    Sweep("side", (32, 64, 128, 256, 512, 1024, 2048), lambda s: case(f"1x21x{s}x{s} by 2", (1, 21, s, s), (2 * s, 2 * s))),
+    Sweep("channels", (4, 16, 64, 256, 1024), lambda c: case(f"1x{c}x64x64 by 2", (1, c, 64, 64), (128, 128))),
 ]
