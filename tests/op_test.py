@@ -301,6 +301,12 @@ class OpTest:
         with torch.autocast("cpu", torch.bfloat16):
             output = first(self.call(sample))
         assert output.dtype == (self.autocast_dtype or first(self.call(sample)).dtype)
+        if self.differentiable:
+            sample, leaves = sample.leaves()
+            with torch.autocast("cpu", torch.bfloat16):
+                output = first(self.call(sample))
+            grads = torch.autograd.grad(output.sum(), leaves)
+            assert [grad.dtype for grad in grads] == [leaf.dtype for leaf in leaves]
 
     def test_functorch(self) -> None:
         """torch.func.vmap over a stacked argument and torch.func.grad agree with plain calls."""

@@ -5,6 +5,7 @@ the model has an auxiliary head that is switched on (:func:`unet` and :func:`seg
 outside the model.
 """
 
+from segkernels.models import weights
 from segkernels.models._registry import get_model, list_models
 from segkernels.models.deeplabv3 import deeplabv3_resnet50, deeplabv3_resnet101
 from segkernels.models.fcn import fcn_resnet50, fcn_resnet101
@@ -24,4 +25,5 @@ __all__ = [
     "list_models",
     "segnet",
     "unet",
+    "weights",
 ]
