@@ -101,7 +101,8 @@ def prepare(
             seed = torch.randn_like(first(case.ours(*inputs)))
     right = is_right(case, inputs, seed)
     functions = {OURS: case.ours, **chosen(case, baselines)}
-    if "compile" in baselines:
+    wanted_gpu = case.gpu_goals.get(mode) if device == "cuda" and not baselines else None
+    if "compile" in baselines or (wanted_gpu and "compile" in wanted_gpu.ratios):
         functions["compile"] = torch.compile(next(iter(case.baselines.values())))
     grad = case.grad if seed is not None else ()
     copies = gpu.copies_for(gpu.size_of(inputs), l2) if l2 else 1

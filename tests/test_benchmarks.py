@@ -93,6 +93,14 @@ def test_wrong_gradient_is_wrong():
     assert not is_right(case, inputs, torch.randn(16, 16))
 
 
+def test_labels_may_turn_over_where_the_baseline_does():
+    inputs = (torch.randn(1000, 3),)
+    case = dataclasses.replace(relu_case(), baselines={"eager": lambda x: x.argmax(1)}, ours=lambda x: x.argmax(1), grad=())
+    assert is_right(case, inputs, None)
+    one_off = dataclasses.replace(case, ours=lambda x: x.argmax(1).index_fill(0, torch.tensor([7]), 9))
+    assert not is_right(one_off, inputs, None)
+
+
 def test_goals(monkeypatch):
     monkeypatch.setattr(runner, "allocator", lambda: "recycled")
     assert take(relu_case(goals={"fwd": 1e6})).status == "under goal"

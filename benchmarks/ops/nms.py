@@ -29,6 +29,7 @@ def case(name, count, largest, **goals):
 
 
 CASES = [
+    case("8 boxes overhead", 8, 200, overhead_goals={"fwd": 15.0}),
     case("1000 boxes", 1000, 200),
     case("10000 boxes", 10000, 200, goals={"fwd": 3.0}),
     case("10000 small boxes", 10000, 30, goals={"fwd": 3.0}),
