@@ -101,7 +101,8 @@ def prepare(
             seed = torch.randn_like(first(case.ours(*inputs)))
     right = is_right(case, inputs, seed)
     functions = {OURS: case.ours, **chosen(case, baselines)}
-    if "compile" in baselines:
+    wanted_gpu = case.gpu_goals.get(mode) if device == "cuda" and not baselines else None
+    if "compile" in baselines or (wanted_gpu and "compile" in wanted_gpu.ratios):
         functions["compile"] = torch.compile(next(iter(case.baselines.values())))
     grad = case.grad if seed is not None else ()
     copies = gpu.copies_for(gpu.size_of(inputs), l2) if l2 else 1
@@ -221,7 +222,7 @@ def sweep_verdicts(rows: list[Row]) -> Iterator[Verdict]:
             lines.setdefault((row.op, row.axis, row.mode, int(row.threads)), []).append(row)
     for (op, axis, mode, threads), line in lines.items():
         each = [row.p50_us / row.elements for row in sorted(line, key=lambda row: row.size)]
-        growth = each[-1] / each[len(each) // 2 - 1 if len(each) > 1 else 0]
+        growth = each[-1] / each[(len(each) - 1) // 2]
         holds = growth <= MOST_GROWTH
         text = f"{op}, growing {axis}, {mode}, {threads} threads: {growth:.2f}x the time an element at the end, "
         yield Verdict(text + f"goal {MOST_GROWTH}x: " + (goals.OK if holds else goals.UNDER), growth, holds)
