@@ -111,7 +111,18 @@ def register(
     takes_lists = any(str(argument.type) == _TENSOR_LIST for argument in overload._schema.arguments)
     returns_list = str(overload._schema.returns[0].type) == _TENSOR_LIST
     eager = _eager_list_call if takes_lists or returns_list else _eager_call
-    return eager(overload, backward, setup_context, overload._schema.name)
+    call = eager(overload, backward, setup_context, overload._schema.name)
+    return call if autocast == "keep" else _autocast_call(overload, call)
+
+
+def _autocast_call(overload: Any, call: Callable[..., Any]) -> Callable[..., Any]:
+    """Under autocast the op goes through the dispatcher, where the casts stand above autograd and have gradients."""
+    is_autocast = torch._C._is_any_autocast_enabled
+
+    def autocast_call(*args: Any) -> Any:
+        return overload(*args) if is_autocast() else call(*args)
+
+    return autocast_call
 
 
 def _eager_list_call(
@@ -140,8 +151,12 @@ def _eager_list_call(
 
     def flat_backward(ctx: Any, *grads: Any) -> Any:
         assert backward is not None
+        flat_needs = ctx.needs_input_grad
+        ctx.needs_input_grad = grouped(ctx.lengths, flat_needs[1:])
+        found = backward(ctx, list(grads)) if returns_list else backward(ctx, *grads)
+        ctx.needs_input_grad = flat_needs  # a retained graph comes back
         flat: list[Any] = [None]
-        for n, grad in zip(ctx.lengths, backward(ctx, list(grads)) if returns_list else backward(ctx, *grads)):
+        for n, grad in zip(ctx.lengths, found):
             flat += [grad] if n is None else ([None] * n if grad is None else grad)
         return tuple(flat)
 
@@ -268,6 +283,8 @@ def _autocast_kernel(overload: Any, device: str, policy: str) -> Callable[..., A
     keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device}"))
 
     def cast(value: Any, dtype: torch.dtype) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [cast(part, dtype) for part in value]
         eligible = isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != torch.float64
         return value.to(dtype) if eligible else value
 
