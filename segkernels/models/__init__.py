@@ -7,6 +7,7 @@ outside the model.
 
 from segkernels.models import weights
 from segkernels.models._registry import get_model, list_models
+from segkernels.models.deconvnet import DeconvNet, deconvnet
 from segkernels.models.deeplabv3 import deeplabv3_resnet50, deeplabv3_resnet101
 from segkernels.models.fcn import fcn_resnet50, fcn_resnet101
 from segkernels.models.fcn_vgg import FCNVGG16, fcn8s_vgg16, fcn16s_vgg16, fcn32s_vgg16
@@ -16,12 +17,14 @@ from segkernels.models.unet import UNet, unet
 from segkernels.models.vgg import VGG16Encoder, convolutionalize
 
 __all__ = [
+    "DeconvNet",
     "FCNVGG16",
     "ResNetEncoder",
     "SegNet",
     "UNet",
     "VGG16Encoder",
     "convolutionalize",
+    "deconvnet",
     "deeplabv3_resnet50",
     "deeplabv3_resnet101",
     "fcn8s_vgg16",

@@ -59,7 +59,7 @@ def check_channels_last(model: nn.Module, input: torch.Tensor) -> None:
     model.to(memory_format=torch.contiguous_format)
 
 
-def check_autocast(model: nn.Module, input: torch.Tensor) -> None:
+def check_autocast(model: nn.Module, input: torch.Tensor, tolerance: float = 0.1) -> None:
     """bfloat16 in the forward pass, float32 parameters and gradients."""
     model.eval()
     expected = model(input)
@@ -67,7 +67,8 @@ def check_autocast(model: nn.Module, input: torch.Tensor) -> None:
         output = model(input)
     for key, value in output.items():
         assert value.dtype == torch.bfloat16, key
-    _assert_same({key: value.float() for key, value in output.items()}, expected, 0.1)
+        # In the mean: poolings choose another of two close values here and there.
+        assert (value.float() - expected[key]).norm() < tolerance * expected[key].norm(), key
     output["out"].float().square().mean().backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     assert gradients and all(g.dtype == torch.float32 and g.isfinite().all() for g in gradients)
