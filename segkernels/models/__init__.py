@@ -8,6 +8,8 @@ outside the model.
 from segkernels.models import weights
 from segkernels.models._registry import get_model, list_models
 from segkernels.models.deconvnet import DeconvNet, deconvnet
+from segkernels.models.deeplabv1 import deeplabv1_vgg16
+from segkernels.models.deeplabv2 import DeepLabV2, deeplabv2_resnet101
 from segkernels.models.deeplabv3 import deeplabv3_resnet50, deeplabv3_resnet101
 from segkernels.models.fcn import fcn_resnet50, fcn_resnet101
 from segkernels.models.fcn_vgg import FCNVGG16, fcn8s_vgg16, fcn16s_vgg16, fcn32s_vgg16
@@ -18,6 +20,7 @@ from segkernels.models.vgg import VGG16Encoder, convolutionalize
 
 __all__ = [
     "DeconvNet",
+    "DeepLabV2",
     "FCNVGG16",
     "ResNetEncoder",
     "SegNet",
@@ -25,6 +28,8 @@ __all__ = [
     "VGG16Encoder",
     "convolutionalize",
     "deconvnet",
+    "deeplabv1_vgg16",
+    "deeplabv2_resnet101",
     "deeplabv3_resnet50",
     "deeplabv3_resnet101",
     "fcn8s_vgg16",
