@@ -11,6 +11,7 @@ from segkernels.models.deconvnet import DeconvNet, deconvnet
 from segkernels.models.deeplabv1 import deeplabv1_vgg16
 from segkernels.models.deeplabv2 import DeepLabV2, deeplabv2_resnet101
 from segkernels.models.deeplabv3 import deeplabv3_resnet50, deeplabv3_resnet101
+from segkernels.models.encoder_unet import EncoderUNet, encoder_unet
 from segkernels.models.fcn import fcn_resnet50, fcn_resnet101
 from segkernels.models.fcn_vgg import FCNVGG16, fcn8s_vgg16, fcn16s_vgg16, fcn32s_vgg16
 from segkernels.models.resnet import ResNetEncoder
@@ -21,6 +22,7 @@ from segkernels.models.vgg import VGG16Encoder, convolutionalize
 __all__ = [
     "DeconvNet",
     "DeepLabV2",
+    "EncoderUNet",
     "FCNVGG16",
     "ResNetEncoder",
     "SegNet",
@@ -32,6 +34,7 @@ __all__ = [
     "deeplabv2_resnet101",
     "deeplabv3_resnet50",
     "deeplabv3_resnet101",
+    "encoder_unet",
     "fcn8s_vgg16",
     "fcn16s_vgg16",
     "fcn32s_vgg16",
