@@ -111,11 +111,11 @@ def register(
     takes_lists = any(str(argument.type) == _TENSOR_LIST for argument in overload._schema.arguments)
     returns_list = str(overload._schema.returns[0].type) == _TENSOR_LIST
     eager = _eager_list_call if takes_lists or returns_list else _eager_call
-    return eager(overload, backward, setup_context, overload._schema.name)
+    return eager(overload, backward, setup_context, overload._schema.name, autocast != "keep")
 
 
 def _eager_list_call(
-    overload: Any, backward: Callable[..., Any] | None, setup_context: Callable[..., Any] | None, name: str
+    overload: Any, backward: Callable[..., Any] | None, setup_context: Callable[..., Any] | None, name: str, casts: bool
 ) -> Callable[..., Any]:
     """_eager_call for an op with lists of tensors: autograd.Function sees only tensors that are arguments themselves.
 
@@ -145,7 +145,8 @@ def _eager_list_call(
             flat += [grad] if n is None else ([None] * n if grad is None else grad)
         return tuple(flat)
 
-    flat_call = _eager_call(flat_op, backward and flat_backward, flat_setup_context, name)
+    assert not casts, f"{name}: autocast does not look into lists"
+    flat_call = _eager_call(flat_op, backward and flat_backward, flat_setup_context, name, casts)
 
     def call(*args: Any) -> Any:
         if is_compiling():
@@ -159,19 +160,21 @@ def _eager_list_call(
 
 
 def _eager_call(
-    overload: Any, backward: Callable[..., Any] | None, setup_context: Callable[..., Any] | None, name: str
+    overload: Any, backward: Callable[..., Any] | None, setup_context: Callable[..., Any] | None, name: str, casts: bool
 ) -> Callable[..., Any]:
     """Calls the op past the Python kernel on its Autograd key, with the same autograd formula around it.
 
     That kernel costs 15 us a call on a 2-core machine, gradient or not, where the op itself takes 8 (inference mode skips
     it), and it does not know torch.func; an outside autograd.Function costs half of it and knows, and no gradient costs
-    nothing. Under a compiler the op is called as registered.
+    nothing. Under a compiler the op is called as registered, and so is one that autocasts where autocast is on: the casts
+    have to be above the formula, which would otherwise save what came before them.
     """
     below_autograd = torch._C._AutoDispatchBelowAutograd
     functorch_active = torch._C._are_functorch_transforms_active
     any_requires_grad = torch._C._any_requires_grad
     is_grad_enabled = torch.is_grad_enabled
     is_compiling = torch.compiler.is_compiling
+    is_autocasting = torch._C._is_any_autocast_enabled
 
     class Eager(torch.autograd.Function):
         @staticmethod
@@ -199,6 +202,8 @@ def _eager_call(
             return overload(*args)
         if functorch_active():
             return Eager.apply(*args)
+        if casts and is_autocasting():
+            return overload(*args)
         if is_grad_enabled() and any_requires_grad(*args):
             return apply(*args)
         with below_autograd():

@@ -298,6 +298,14 @@ class OpTest:
         with torch.autocast("cpu", torch.bfloat16):
             output = first(self.call(sample))
         assert output.dtype == (self.autocast_dtype or first(self.call(sample)).dtype)
+        if not self.differentiable:
+            return
+        sample, leaves = sample.leaves(torch.float32)
+        with torch.autocast("cpu", torch.bfloat16):
+            output = first(self.call(sample))
+        # As training scripts do it: the backward pass is outside the context.
+        for grad in torch.autograd.grad(output, leaves, torch.ones_like(output)):
+            assert grad.dtype == torch.float32
 
     def test_functorch(self) -> None:
         """torch.func.vmap over a stacked argument and torch.func.grad agree with plain calls."""
