@@ -111,11 +111,22 @@ def register(
     takes_lists = any(str(argument.type) == _TENSOR_LIST for argument in overload._schema.arguments)
     returns_list = str(overload._schema.returns[0].type) == _TENSOR_LIST
     eager = _eager_list_call if takes_lists or returns_list else _eager_call
-    return eager(overload, backward, setup_context, overload._schema.name, autocast != "keep")
+    call = eager(overload, backward, setup_context, overload._schema.name)
+    return call if autocast == "keep" else _autocast_call(overload, call)
+
+
+def _autocast_call(overload: Any, call: Callable[..., Any]) -> Callable[..., Any]:
+    """Under autocast the op goes through the dispatcher, where the casts stand above autograd and have gradients."""
+    is_autocast = torch._C._is_any_autocast_enabled
+
+    def autocast_call(*args: Any) -> Any:
+        return overload(*args) if is_autocast() else call(*args)
+
+    return autocast_call
 
 
 def _eager_list_call(
-    overload: Any, backward: Callable[..., Any] | None, setup_context: Callable[..., Any] | None, name: str, casts: bool
+    overload: Any, backward: Callable[..., Any] | None, setup_context: Callable[..., Any] | None, name: str
 ) -> Callable[..., Any]:
     """_eager_call for an op with lists of tensors: autograd.Function sees only tensors that are arguments themselves.
 
@@ -140,13 +151,16 @@ def _eager_list_call(
 
     def flat_backward(ctx: Any, *grads: Any) -> Any:
         assert backward is not None
+        flat_needs = ctx.needs_input_grad
+        ctx.needs_input_grad = grouped(ctx.lengths, flat_needs[1:])
+        found = backward(ctx, list(grads)) if returns_list else backward(ctx, *grads)
+        ctx.needs_input_grad = flat_needs  # a retained graph comes back
         flat: list[Any] = [None]
-        for n, grad in zip(ctx.lengths, backward(ctx, list(grads)) if returns_list else backward(ctx, *grads)):
+        for n, grad in zip(ctx.lengths, found):
             flat += [grad] if n is None else ([None] * n if grad is None else grad)
         return tuple(flat)
 
-    assert not casts, f"{name}: autocast does not look into lists"
-    flat_call = _eager_call(flat_op, backward and flat_backward, flat_setup_context, name, casts)
+    flat_call = _eager_call(flat_op, backward and flat_backward, flat_setup_context, name)
 
     def call(*args: Any) -> Any:
         if is_compiling():
@@ -160,21 +174,19 @@ def _eager_list_call(
 
 
 def _eager_call(
-    overload: Any, backward: Callable[..., Any] | None, setup_context: Callable[..., Any] | None, name: str, casts: bool
+    overload: Any, backward: Callable[..., Any] | None, setup_context: Callable[..., Any] | None, name: str
 ) -> Callable[..., Any]:
     """Calls the op past the Python kernel on its Autograd key, with the same autograd formula around it.
 
     That kernel costs 15 us a call on a 2-core machine, gradient or not, where the op itself takes 8 (inference mode skips
     it), and it does not know torch.func; an outside autograd.Function costs half of it and knows, and no gradient costs
-    nothing. Under a compiler the op is called as registered, and so is one that autocasts where autocast is on: the casts
-    have to be above the formula, which would otherwise save what came before them.
+    nothing. Under a compiler the op is called as registered.
     """
     below_autograd = torch._C._AutoDispatchBelowAutograd
     functorch_active = torch._C._are_functorch_transforms_active
     any_requires_grad = torch._C._any_requires_grad
     is_grad_enabled = torch.is_grad_enabled
     is_compiling = torch.compiler.is_compiling
-    is_autocasting = torch._C._is_any_autocast_enabled
 
     class Eager(torch.autograd.Function):
         @staticmethod
@@ -202,8 +214,6 @@ def _eager_call(
             return overload(*args)
         if functorch_active():
             return Eager.apply(*args)
-        if casts and is_autocasting():
-            return overload(*args)
         if is_grad_enabled() and any_requires_grad(*args):
             return apply(*args)
         with below_autograd():
@@ -273,6 +283,8 @@ def _autocast_kernel(overload: Any, device: str, policy: str) -> Callable[..., A
     keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device}"))
 
     def cast(value: Any, dtype: torch.dtype) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [cast(part, dtype) for part in value]
         eligible = isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != torch.float64
         return value.to(dtype) if eligible else value
 

@@ -5,6 +5,7 @@ the model has an auxiliary head that is switched on (:func:`unet` and :func:`seg
 outside the model. :class:`MaskRCNN` takes lists of images, normalises them itself, and follows torchvision's contract too.
 """
 
+from segkernels.models import weights
 from segkernels.models._registry import get_model, list_models
 from segkernels.models.deeplabv3 import deeplabv3_resnet50, deeplabv3_resnet101
 from segkernels.models.detection import MaskRCNN, maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
@@ -28,4 +29,5 @@ __all__ = [
     "maskrcnn_resnet50_fpn_v2",
     "segnet",
     "unet",
+    "weights",
 ]

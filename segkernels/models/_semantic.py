@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from segkernels.models._registry import check_input
+from segkernels.models._weights import StateDict, Weights, check_member, read_state_dict
 from segkernels.ops import upsample_bilinear2d
 
 
@@ -60,3 +61,22 @@ class SemanticModel(nn.Module):
         if self.aux_classifier is not None:
             result["aux"] = upsample_bilinear2d(self.aux_classifier(maps[self.aux]), size)
         return result
+
+
+def read_semantic(
+    name: str, weights: Weights | None, progress: bool, num_classes: int, aux_loss: bool | None
+) -> tuple[StateDict | None, bool]:
+    """State dict of a whole model, or None, and whether the model has an auxiliary head: it does if the weights have one.
+
+    Raises:
+        ValueError: for a member of another model's enum or with other classes, for what is not a state dict, and for
+            ``aux_loss=False`` where the weights have an auxiliary head.
+    """
+    if weights is None:
+        return None, bool(aux_loss)
+    check_member(weights, name, num_classes)
+    state = read_state_dict(weights, progress)
+    has_aux = any(key.startswith("aux_classifier.") for key in state)
+    if has_aux and aux_loss is False:
+        raise ValueError(f"aux_loss: expected None or True for {weights}, which has an auxiliary head, got False")
+    return state, has_aux or bool(aux_loss)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from segkernels.models._registry import register_model
-from segkernels.models._semantic import FCNHead, SemanticModel
-from segkernels.models._weights import Weights, load_backbone, load_weights
+from segkernels.models._semantic import FCNHead, SemanticModel, read_semantic
+from segkernels.models._weights import Weights, load_backbone, load_state
 from segkernels.models.resnet import ResNetEncoder
 from segkernels.nn import ASPP
 
@@ -28,7 +28,7 @@ class DeepLabHead(nn.Sequential):
 
 
 def _deeplabv3_resnet(
-    name: str,
+    encoder: str,
     in_channels: int,
     num_classes: int,
     aux_loss: bool | None,
@@ -37,12 +37,15 @@ def _deeplabv3_resnet(
     weights_backbone: Weights | None,
     output_stride: int,
 ) -> SemanticModel:
-    backbone = ResNetEncoder(name, in_channels, output_stride)
-    load_backbone(backbone, weights_backbone, progress)
-    aux = FCNHead(backbone.channels["layer3"], num_classes) if aux_loss else None
+    state, has_aux = read_semantic(f"deeplabv3_{encoder}", weights, progress, num_classes, aux_loss)
+    backbone = ResNetEncoder(encoder, in_channels, output_stride)
+    aux = FCNHead(backbone.channels["layer3"], num_classes) if has_aux else None
     head = DeepLabHead(backbone.channels["layer4"], num_classes, RATES[output_stride])
     model = SemanticModel(backbone, head, aux, in_channels=in_channels)
-    load_weights(model, weights, progress)
+    if state is not None:
+        load_state(model, state, weights)
+    else:
+        load_backbone(backbone, weights_backbone, progress, name=encoder)
     return model
 
 
@@ -60,18 +63,22 @@ def deeplabv3_resnet50(
     """DeepLab v3 on a dilated ResNet-50, torchvision's ``deeplabv3_resnet50``.
 
     Args:
-        weights: path of a state dict of this model, or of torchvision's, to load strictly (with ``aux_loss=True`` where it
-            has an auxiliary head).
+        weights: a member of :class:`DeepLabV3_ResNet50_Weights`, or the path of a state dict of this model (or torchvision's).
         progress: show a progress bar while weights are downloaded; a path downloads nothing.
         num_classes: channels of the logits.
-        aux_loss: True adds a head on the third stage, whose logits are ``aux``.
-        weights_backbone: path of a state dict of torchvision's ``resnet50``.
+        aux_loss: True adds a head on the third stage, whose logits are ``aux``. None (default): where the weights have one.
+        weights_backbone: a member of :class:`ResNet50_Weights`, or the path of a state dict of torchvision's ``resnet50``;
+            not read where ``weights`` is given.
         in_channels: channels of the input.
         output_stride: 8 (default; rates 12, 24, 36), 16 (6, 12, 18) or 32 (3, 6, 9).
 
     Returns:
         SemanticModel: ``[N, in_channels, H, W] -> OrderedDict(out=[N, num_classes, H, W])``, and ``aux`` likewise. In training
         the pooled branch normalises one value per channel and image, so a batch of one raises, as in torchvision.
+
+    Raises:
+        ValueError: for weights of another model or with other classes, truncated or changed files, and ``aux_loss=False``
+            with weights that have an auxiliary head; from ``forward``, for another rank or number of channels.
     """
     return _deeplabv3_resnet(
         "resnet50", in_channels, num_classes, aux_loss, weights, progress, weights_backbone, output_stride

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from segkernels.nn import MaxPool2d
+from segkernels.nn import Conv2d, MaxPool2d
 
 
 def conv_bn(
@@ -16,7 +16,8 @@ def conv_bn(
 ) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
     """A convolution that keeps the size at stride 1, without bias, and its normalisation."""
     padding = dilation * (kernel_size // 2)
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, bias=False)
+    cls = Conv2d if dilation > 1 else nn.Conv2d
+    conv = cls(in_channels, out_channels, kernel_size, stride, padding, dilation, bias=False)
     return conv, nn.BatchNorm2d(out_channels)
 
 
@@ -92,13 +93,17 @@ class ResNetEncoder(nn.Module):
         name: ``"resnet18"``, ``"resnet34"``, ``"resnet50"``, ``"resnet101"`` or ``"resnet152"``.
         in_channels: channels of the input.
         output_stride: 32, or 16 or 8, where the last one or two stages keep their size and dilate instead (DeepLab).
+        dilate_first: whether the first block of such a stage dilates as the others do (SMP), or as the stage before it
+            (torchvision, default). The ``state_dict`` is the same.
 
     ``forward`` returns an ``OrderedDict`` with ``stem`` (half the input's size, before the pooling), ``layer1`` (a quarter) to
     ``layer4``; ``channels`` has their channels under the same names. The ``state_dict`` is that of torchvision's ResNet
     without ``fc``.
     """
 
-    def __init__(self, name: str = "resnet50", in_channels: int = 3, output_stride: int = 32) -> None:
+    def __init__(
+        self, name: str = "resnet50", in_channels: int = 3, output_stride: int = 32, dilate_first: bool = False
+    ) -> None:
         super().__init__()
         if name not in RESNETS:
             raise ValueError(f"name: expected one of {', '.join(RESNETS)}, got {name!r}")
@@ -119,7 +124,7 @@ class ResNetEncoder(nn.Module):
             if i > 0 and reached == output_stride:
                 stride, dilation = 1, 2 * dilation
             reached *= stride
-            layer = _stage(block, channels, width, depth, stride, first_dilation, dilation)
+            layer = _stage(block, channels, width, depth, stride, dilation if dilate_first else first_dilation, dilation)
             channels = width * block.expansion
             self.add_module(f"layer{i + 1}", layer)
             self.channels[f"layer{i + 1}"] = channels
@@ -144,7 +149,7 @@ def _stage(
     first_dilation: int,
     dilation: int,
 ) -> nn.Sequential:
-    """The first block has the stage's stride and still the dilation of the stage before."""
+    """The first block has the stage's stride, and a dilation of its own."""
     out_channels = width * block.expansion
     downsample = None
     if stride != 1 or in_channels != out_channels:

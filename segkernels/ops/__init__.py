@@ -12,6 +12,7 @@ from segkernels.ops.dice_bce_loss import dice_bce_loss
 from segkernels.ops.lovasz_loss import lovasz_loss
 from segkernels.ops.max_pool2d import max_pool2d
 from segkernels.ops.max_unpool2d import max_unpool2d
+from segkernels.ops.multi_dilation_conv2d import multi_dilation_conv2d
 from segkernels.ops.multiscale_roi_align import multiscale_roi_align
 from segkernels.ops.nms import nms
 from segkernels.ops.paste_masks import paste_masks
@@ -37,6 +38,7 @@ __all__ = [
     "lovasz_loss",
     "max_pool2d",
     "max_unpool2d",
+    "multi_dilation_conv2d",
     "multiscale_roi_align",
     "nms",
     "paste_masks",

@@ -124,10 +124,62 @@ def test_aspp_variant_is_checked():
 def test_kernel_sharing_saves_parameters():
     """KSAC shares one 3x3 kernel between rates 6, 12 and 18: 62% fewer parameters than ASPP's branches."""
     channels, out_channels = 2048, 256
-    convs = [m for m in ASPP(channels, (6, 12, 18), out_channels).convs.modules() if isinstance(m, nn.Conv2d)]
-    sizes = [conv.weight.numel() for conv in convs]  # 1x1, three 3x3, 1x1 of the image pooling
-    assert [size // (channels * out_channels) for size in sizes] == [1, 9, 9, 9, 1]
-    shared = sum(sizes) - 2 * sizes[1]
-    assert round(100 * (1 - shared / sum(sizes))) == 62
-    projection = 5 * out_channels * out_channels
-    assert round(100 * (1 - (shared + projection) / (sum(sizes) + projection)), 1) == 60.8, "with the projection"
+    unit = channels * out_channels
+
+    def sizes(shared):
+        module = ASPP(channels, (6, 12, 18), out_channels, shared=shared)
+        convolutions = [p.numel() for p in module.convs.parameters() if p.dim() == 4]
+        return convolutions, module.project[0].weight.numel()
+
+    (plain, projection), (shared, _) = sizes(False), sizes(True)
+    assert [size // unit for size in plain] == [1, 9, 9, 9, 1]  # 1x1, three 3x3, 1x1 of the image pooling
+    assert [size // unit for size in shared] == [1, 9, 1]
+    assert round(100 * (1 - sum(shared) / sum(plain))) == 62
+    saved = 1 - (sum(shared) + projection) / (sum(plain) + projection)
+    assert round(100 * saved, 1) == 60.8, "with the projection"
+
+
+def aspp_by_hand(module, image):
+    """The branches one by one, as the modules stand."""
+    results = [conv(image) for conv in module.convs]
+    return sum(results) if module.variant == "v2" else module.project(torch.cat(results, 1))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("variant", ["v2", "v3"])
+def test_aspp_is_its_parts(variant, shared, training):
+    module = trained_norms(ASPP(4, (2, 3, 5), 6, variant=variant, shared=shared, dropout=0.0)).train(training)
+    twin = copy.deepcopy(module)
+    image = torch.randn(2, 4, 9, 8, requires_grad=True)
+    actual, expected = module(image), aspp_by_hand(twin, image)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    seed = torch.randn_like(actual)
+    found = torch.autograd.grad(actual, [image, *module.parameters()], seed)
+    wanted = torch.autograd.grad(expected, [image, *twin.parameters()], seed)
+    for a, b in zip(found, wanted):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+    for a, b in zip(module.buffers(), twin.buffers()):
+        torch.testing.assert_close(a, b)
+
+
+def test_shared_aspp_keeps_the_keys():
+    plain, shared = ASPP(4, (2, 3, 5), 6), ASPP(4, (2, 3, 5), 6, shared=True)
+    assert list(plain.state_dict()) == list(shared.state_dict())
+    assert shared.convs[1][0].weight is shared.convs[3][0].weight
+    assert shared.convs[1][1].weight is not shared.convs[3][1].weight, "a BatchNorm for each rate"
+    with pytest.raises(ValueError, match="shared"):
+        ASPP(4, (2, 3), separable=True, shared=True)
+    with pytest.raises(ValueError, match="atrous_rates"):
+        ASPP(4, ())
+
+
+def test_aspp_runs_hooks_and_replaced_modules():
+    module = ASPP(4, (2, 3), 6).eval()
+    seen = []
+    module.convs[1][0].register_forward_hook(lambda *parts: seen.append(1))
+    image = torch.randn(1, 4, 7, 7)
+    torch.testing.assert_close(module(image), aspp_by_hand(module, image))
+    assert len(seen) == 2
+    module.convs[2][0] = nn.Conv2d(4, 6, 5, padding=2)
+    torch.testing.assert_close(module(image), aspp_by_hand(module, image))

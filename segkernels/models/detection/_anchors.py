@@ -12,8 +12,8 @@ from segkernels.models.detection._boxes import full_precision
 
 def _cell(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> torch.Tensor:
     """[len(aspect_ratios) * len(sizes), 4]: whole-pixel boxes around the origin; a ratio is height / width."""
-    ratio = torch.tensor(aspect_ratios, dtype=torch.float32).sqrt()[:, None]
-    size = torch.tensor(sizes, dtype=torch.float32)
+    ratio = torch.tensor(aspect_ratios, dtype=torch.float32, device="cpu").sqrt()[:, None]
+    size = torch.tensor(sizes, dtype=torch.float32, device="cpu")
     width, height = ((1 / ratio) * size).flatten(), (ratio * size).flatten()
     return (torch.stack([-width, -height, width, height], 1) / 2).round()
 
