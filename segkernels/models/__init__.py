@@ -12,6 +12,7 @@ from segkernels.models.deeplabv1 import deeplabv1_vgg16
 from segkernels.models.deeplabv2 import DeepLabV2, deeplabv2_resnet101
 from segkernels.models.deeplabv3 import deeplabv3_mobilenet_v3_large, deeplabv3_resnet101, deeplabv3_resnet50
 from segkernels.models.deeplabv3plus import deeplabv3plus_resnet101, deeplabv3plus_resnet50, deeplabv3plus_xception
+from segkernels.models.detection import MaskRCNN, maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
 from segkernels.models.encoder_unet import EncoderUNet, encoder_unet
 from segkernels.models.fcn import fcn_resnet101, fcn_resnet50
 from segkernels.models.fcn_vgg import FCNVGG16, fcn16s_vgg16, fcn32s_vgg16, fcn8s_vgg16
@@ -28,6 +29,7 @@ __all__ = [
     "DeepLabV2",
     "EncoderUNet",
     "FCNVGG16",
+    "MaskRCNN",
     "MobileNetEncoder",
     "ResNetEncoder",
     "SegNet",
@@ -53,6 +55,8 @@ __all__ = [
     "fcn_resnet50",
     "get_model",
     "list_models",
+    "maskrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn_v2",
     "segnet",
     "unet",
     "weights",
