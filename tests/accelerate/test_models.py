@@ -61,17 +61,17 @@ def boxes_and_masks(size, count=3):
     return {"boxes": boxes, "labels": torch.randint(1, 5, (count,)), "masks": masks}
 
 
-def mask_rcnn(size=128):
+def mask_rcnn(size=64):
     torchvision = pytest.importorskip("torchvision")
     return torchvision.models.detection.maskrcnn_resnet50_fpn(
         weights=None, weights_backbone=None, num_classes=5, min_size=size, max_size=size,
-        rpn_post_nms_top_n_train=100, rpn_post_nms_top_n_test=100, box_batch_size_per_image=32, box_score_thresh=0.0,
+        rpn_post_nms_top_n_train=50, rpn_post_nms_top_n_test=20, box_batch_size_per_image=8, box_score_thresh=0.0,
     )  # fmt: skip
 
 
 def test_mask_rcnn():
     model = mask_rcnn()
-    images, targets = list(torch.rand(2, 3, 128, 128)), [boxes_and_masks(128), boxes_and_masks(128)]
+    images, targets = list(torch.rand(2, 3, 64, 64)), [boxes_and_masks(64), boxes_and_masks(64)]
     check(model, images, targets, replaced={"max_pool2d", "multiscale_roi_align", "conv_transpose2d"})
 
 
