@@ -48,12 +48,13 @@ def assert_parity(ours: nn.Module, theirs: nn.Module, image: torch.Tensor, names
         assert (parameter.grad - other.grad).norm() <= 1e-4 * other.grad.norm() + 1e-12, name
 
 
-def assert_promises(model: nn.Module, num_classes: int, smallest: int = 1) -> None:
-    """What every semantic model does: odd sizes, one map for each name, channels_last, autocast, export, compile, bad input.
+def assert_promises(model: nn.Module, num_classes: int, smallest: int = 1, compile: bool = False) -> None:
+    """What every semantic model does: odd sizes, one map for each name, channels_last, autocast, export, bad input.
 
     Args:
         model: with three input channels; left in eval mode.
         smallest: smallest height and width.
+        compile: also under ``torch.compile(fullgraph=True)``, which takes as long as all the rest.
     """
     model.eval()
     image = torch.randn(1, 3, max(smallest, 33), max(smallest, 46))
@@ -65,9 +66,10 @@ def assert_promises(model: nn.Module, num_classes: int, smallest: int = 1) -> No
         scale = float(expected["out"].abs().max())
         for size in {(smallest, smallest), (smallest + 6, smallest + 1)}:
             assert model(torch.randn(2, 3, *size))["out"].shape == (2, num_classes, *size)
-        exported = torch.export.export(model, (image,), strict=False).module()
-        compiled = torch.compile(model, fullgraph=True, backend="eager")
-        for other in (exported, compiled):
+        others = [torch.export.export(model, (image,), strict=False).module()]
+        if compile:
+            others.append(torch.compile(model, fullgraph=True, backend="eager"))
+        for other in others:
             torch.testing.assert_close(other(image)["out"], expected["out"], rtol=0, atol=1e-5 * scale)
         with torch.autocast("cpu", torch.bfloat16):
             half = model(image)["out"]

@@ -35,6 +35,7 @@ class SemanticModel(nn.Module):
         aux_classifier: from the map ``aux`` to logits, or None.
         out, aux: names of those maps.
         smallest: smallest height and width that the backbone takes.
+        align_corners: of the upsampling of the logits.
     """
 
     def __init__(
@@ -46,20 +47,27 @@ class SemanticModel(nn.Module):
         aux: str = "layer3",
         smallest: int = 1,
         in_channels: int = 3,
+        align_corners: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.classifier = classifier
         self.aux_classifier = aux_classifier
         self.out, self.aux, self.smallest, self.in_channels = out, aux, smallest, in_channels
+        self.align_corners = align_corners
+
+    def classify(self, maps: OrderedDict[str, torch.Tensor]) -> torch.Tensor:
+        """Logits from the maps, at the size that they have."""
+        return self.classifier(maps[self.out])
 
     def forward(self, input: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
         check_input(input, self.in_channels, self.smallest)
         maps = self.backbone(input)
-        size = input.shape[2:]
-        result = OrderedDict(out=upsample_bilinear2d(self.classifier(maps[self.out]), size))
+        result = OrderedDict(out=self.classify(maps))
         if self.aux_classifier is not None:
-            result["aux"] = upsample_bilinear2d(self.aux_classifier(maps[self.aux]), size)
+            result["aux"] = self.aux_classifier(maps[self.aux])
+        for key, logits in result.items():
+            result[key] = upsample_bilinear2d(logits, input.shape[2:], align_corners=self.align_corners)
         return result
 
 
