@@ -10,7 +10,7 @@ from torch import nn
 
 from segkernels.models._encoders import get_encoder
 from segkernels.models._registry import check_input, register_model
-from segkernels.models._weights import Weights, load_backbone, load_weights
+from segkernels.models._weights import Weights, check_member, load_backbone, load_weights
 from segkernels.ops import upsample_nearest2d
 
 
@@ -112,7 +112,8 @@ def encoder_unet(
             are the same (see below).
         progress: show a progress bar while weights are downloaded; a path downloads nothing.
         num_classes: channels of the logits; 1 for foreground against the rest.
-        weights_backbone: path of a state dict of torchvision's classifier of the encoder's name.
+        weights_backbone: a member of the enum of torchvision's classifier of the encoder's name, :class:`ResNet34_Weights`
+            for the default, or the path of its state dict; not read where ``weights`` is given.
         in_channels: channels of the input.
         decoder_channels: output channels of the five blocks, the deepest first.
 
@@ -131,10 +132,13 @@ def encoder_unet(
         not be multiples of it: each block upsamples to the size of the map that it meets.
 
     Raises:
-        ValueError: for an unknown encoder or a wrong number of channels, and from ``forward`` for another rank, number of
-            channels, or a smaller input.
+        ValueError: for an unknown encoder, a wrong number of ``decoder_channels`` or weights of another model, and from
+            ``forward`` for another rank, number of channels, or a smaller input.
     """
+    check_member(weights, "encoder_unet", num_classes)
     model = EncoderUNet(encoder_name, num_classes, in_channels, decoder_channels)
-    load_backbone(model.encoder, weights_backbone, progress, get_encoder(encoder_name).head)
-    load_weights(model, weights, progress)
+    if weights is not None:
+        load_weights(model, weights, progress)
+    else:
+        load_backbone(model.encoder, weights_backbone, progress, get_encoder(encoder_name).head, name=encoder_name)
     return model

@@ -11,6 +11,7 @@ from torch import nn
 
 from segkernels.models import EncoderUNet, get_model
 from segkernels.models._encoders import ENCODERS
+from segkernels.models.weights import ResNet34_Weights
 
 CHANNELS = (16, 12, 8, 6, 4)
 
@@ -103,6 +104,8 @@ def test_weights_of_the_backbone(tmp_path: Path) -> None:
 
 
 def test_bad_input() -> None:
+    with pytest.raises(ValueError, match="expected a path or a member of the enum for resnet18, got ResNet34_Weights"):
+        build(weights_backbone=ResNet34_Weights.IMAGENET1K_V1)
     with pytest.raises(ValueError, match="encoder_name: expected one of .*resnet18.*, got 'resnet19'"):
         build("resnet19")
     with pytest.raises(ValueError, match=r"decoder_channels: expected 5 numbers, got \(8, 4\)"):
