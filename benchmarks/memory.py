@@ -15,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}
 UNSET = ("MALLOC_MMAP_MAX_",)
 
@@ -44,7 +45,7 @@ def measure(op: str, case: str, mode: str, dtype: str, threads: int, baselines: 
     request = json.dumps([op, case, mode, dtype, threads, baselines])
     environment = {name: value for name, value in os.environ.items() if name not in UNSET} | ENVIRONMENT
     result = subprocess.run(
-        [sys.executable, "-m", "benchmarks.memory", request], env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "benchmarks.memory", request], env=environment, cwd=ROOT, capture_output=True, text=True
     )
     return json.loads(result.stdout.splitlines()[-1]) if result.returncode == 0 else {}
 
@@ -52,13 +53,13 @@ def measure(op: str, case: str, mode: str, dtype: str, threads: int, baselines: 
 def main() -> None:
     import torch
 
-    from benchmarks.cases import load
+    from benchmarks.cases import case_named
     from benchmarks.runner import prepare
 
     op, name, mode, dtype, threads, baselines = json.loads(sys.argv[1])
     torch.set_num_threads(threads)
-    case = next(case for case in load(op)[0] if case.name == name)
-    calls, _ = prepare(case, mode, getattr(torch, dtype), "cpu", baselines)
+    case = case_named(op, name)
+    calls = prepare(case, mode, getattr(torch, dtype), "cpu", baselines)[0]
     print(json.dumps({variant: peak_of(call) for variant, call in calls.items()}))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks import results
 from benchmarks.results import Row
-from benchmarks.table import duration
+from benchmarks.table import duration, key, times
 
 README = results.ROOT / "README.md"
 START, END = "<!-- benchmarks:start -->", "<!-- benchmarks:end -->"
@@ -21,42 +21,48 @@ def latest(rows: list[Row]) -> list[Row]:
     """The newest row of each case, in the order of the file."""
     newest: dict[tuple[str, ...], Row] = {}
     for row in rows:
-        key = (row.op, row.case, row.mode, row.dtype, row.allocator)
+        key = (row.device, row.op, row.case, row.mode, row.dtype, row.allocator, row.tier, f"{row.threads}")
         if key not in newest or row.date >= newest[key].date:
             newest[key] = row
     return list(newest.values())
 
 
 def markdown(rows: list[Row]) -> str:
-    """One device's rows; those where segkernels loses too."""
-    rows = latest(rows)
-    any_row = rows[0]
-    commits = ", ".join(dict.fromkeys(row.commit for row in rows))
+    """One device's rows; those where segkernels loses too. Sweeps stand in the report alone."""
+    rows = [row for row in latest(rows) if not row.axis]
+    usual = [row for row in rows if row.allocator != "default"] or rows
+    default = {(*key(row), row.tier, row.threads): row for row in rows if row.allocator == "default"}
+    any_row = usual[0]
+    commits = ", ".join(dict.fromkeys(row.commit for row in usual))
     lines = [
         f"{any_row.device}, {any_row.threads:.0f} threads, torch {any_row.torch}, commit {commits}. Medians of interleaved "
         "runs; “faster” is the ratio to the best baseline with the 20th and 80th percentile of the rounds, "
-        "“roofline” the share of what this machine can do for the same work (copy and matmul measured in the same run).",
+        "“roofline” the share of what this machine can do for the same work (copy and matmul measured in the same run)"
+        + (", “default” the ratio with glibc's default allocator." if default else "."),
         "",
-        "| op | case | mode | segkernels | baseline | faster | roofline | peak MB |",
-        "|---|---|---|---:|---:|---:|---:|---:|",
+        "| op | case | mode | segkernels | baseline | faster |" + (" default |" if default else "") + " roofline | peak MB |",
+        "|---|---|---|---:|---:|---:|" + ("---:|" if default else "") + "---:|---:|",
     ]
-    for row in rows:
+    for row in usual:
         mode = " ".join([row.mode, *([row.dtype] if row.dtype != "float32" else [])])
-        mode += " (default allocator)" if row.allocator != "recycled" else ""
+        mode += f" ({row.threads:.0f} threads)" if row.threads != any_row.threads else ""
         start = f"| `{row.op}` | {row.case} | {mode} | "
-        if row.p50_us is None:
-            lines.append(f"{start}{row.status} | | | | |")
+        if row.p50_us is None or row.ratio is None or row.baseline_p50_us is None:
+            time = row.status if row.p50_us is None else duration(row.p50_us)
+            lines.append(f"{start}{time} | | |{' |' if default else ''} | |")
             continue
-        peak = "" if row.peak_mb is None else f"{row.peak_mb:.0f} / {row.baseline_peak_mb:.0f}"
-        lines.append(
-            f"{start}{duration(row.p50_us)} | {duration(row.baseline_p50_us)} {row.baseline} | "
-            f"**{row.ratio:.3g}x** ({row.ratio_p20:.3g}–{row.ratio_p80:.3g}) | {100 * row.roofline:.0f}% | {peak} |"
-        )
+        other = default.get((*key(row), row.tier, row.threads))
+        cells = [duration(row.p50_us), f"{duration(row.baseline_p50_us)} {row.baseline}"]
+        cells += [f"**{row.ratio:.3g}x** ({row.ratio_p20:.3g}–{row.ratio_p80:.3g})"]
+        cells += [times(other.ratio) if other else ""] if default else []
+        cells += [f"{100 * (row.roofline or 0):.0f}%"]
+        cells += ["" if row.peak_mb is None else f"{row.peak_mb:.0f} / {row.baseline_peak_mb or 0:.0f}"]
+        lines.append(start + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def rendered(folder: Path = results.FOLDER) -> str:
-    devices = [markdown(results.read(path)) for path in sorted(folder.glob("*.csv"))]
+    devices = [markdown(results.read(path)) for path in results.files(folder)]
     return "\n\n".join(devices) or EMPTY
 
 
@@ -68,10 +74,10 @@ def replaced(text: str, table: str) -> str:
     return f"{before}{START}\n{table}\n{END}{after}"
 
 
-def main() -> int:
+def main(argv: list[str]) -> int:
     text = README.read_text()
     new = replaced(text, rendered())
-    if "--check" in sys.argv[1:]:
+    if "--check" in argv:
         if new != text:
             print("README.md: its table is not the one of benchmarks/results; run python -m benchmarks.readme")
         return int(new != text)
@@ -80,4 +86,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

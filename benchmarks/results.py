@@ -53,14 +53,22 @@ class Row:
     triton: str = ""
     cuda: str = ""
     driver: str = ""
+    #: what timed it: wall, events or graph
+    clock: str = ""
+    #: of a sweep: its axis, the value there, and the elements worked on
+    axis: str = ""
+    size: float | None = None
+    elements: float | None = None
 
 
 COLUMNS = [field.name for field in dataclasses.fields(Row)]
 NUMBERS = {field.name for field in dataclasses.fields(Row) if "float" in str(field.type) or "int" in str(field.type)}
 
 
-def device_name() -> str:
-    """The CPU as the kernel calls it."""
+def device_name(device: str = "cpu") -> str:
+    """The GPU as CUDA calls it, or the CPU as the kernel does."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -69,30 +77,40 @@ def device_name() -> str:
     return found.group(1).strip() if found else platform.machine()
 
 
-def provenance() -> dict[str, str]:
-    def git(*arguments: str) -> str:
-        try:
-            return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-        except OSError:
-            return ""
+def output_of(*command: str) -> str:
+    """What a command prints; nothing where it is not there or fails."""
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""
 
-    changed = git("status", "--porcelain", "--", "segkernels", "csrc", "setup.py", "benchmarks/*.py")
+
+def provenance(device: str = "cpu") -> dict[str, str]:
+    """What every row of a run says about where it comes from."""
+    changed = output_of("git", "status", "--porcelain", "--", "segkernels", "csrc", "setup.py", "benchmarks/*.py")
+    driver = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if device == "cuda" else ""
     try:
         from triton import __version__ as triton
     except ImportError:
         triton = ""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "commit": git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else ""),
-        "device": device_name(),
+        "commit": output_of("git", "rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else ""),
+        "device": device_name(device),
         "torch": torch.__version__,
         "triton": triton,
         "cuda": torch.version.cuda or "",
+        "driver": driver.partition("\n")[0],
     }
 
 
 def path_of(device: str) -> Path:
     return FOLDER / (re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") + ".csv")
+
+
+def files(folder: Path | None = None) -> list[Path]:
+    """The results of each device; the table of kernels' resources lies beside them."""
+    return sorted(path for path in (folder or FOLDER).glob("*.csv") if path.name != "resources.csv")
 
 
 def append(rows: list[Row], path: Path) -> None:
@@ -101,8 +119,16 @@ def append(rows: list[Row], path: Path) -> None:
     if not fresh:
         with path.open(newline="") as file:
             columns = next(csv.reader(file), [])
-        if columns != COLUMNS:
+        if not columns or not set(columns) <= set(COLUMNS):
             raise SystemExit(f"{path}: its columns are not this version's; move it away first")
+        if columns != COLUMNS:
+            # Written by an earlier version, with fewer columns: they stay empty.
+            with path.open(newline="") as file:
+                earlier = list(csv.DictReader(file))
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(earlier)
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         if fresh:

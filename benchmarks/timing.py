@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+#: The variant that every other one is compared with.
+OURS = "segkernels"
 #: A sample shorter than this is repeated within one reading of the clock.
 SHORTEST_SAMPLE = 2e-3
 
@@ -30,30 +32,43 @@ class Spread:
         return cls(quantile(values, 0.2), statistics.median(values), quantile(values, 0.8))
 
 
-def interleaved(calls: dict[str, Callable[[], object]], budget: float, least_rounds: int = 7) -> dict[str, list[float]]:
+def wall(call: Callable[[], object], count: int) -> float:
+    """Seconds of ``count`` calls by the host's clock."""
+    start = time.perf_counter()
+    for _ in range(count):
+        call()
+    return time.perf_counter() - start
+
+
+def interleaved(
+    calls: dict[str, Callable[[], object]],
+    budget: float,
+    least_rounds: int = 7,
+    clock: Callable[[Callable[[], object], int], float] = wall,
+) -> dict[str, list[float]]:
     """Seconds of each call, one sample of each a round, the order turned around every other round.
 
     Args:
         calls: variant -> call. Each runs twice beforehand, so that every variant finds the allocator and the caches warm.
-        budget: seconds for all of it, after the warm-up; at least ``least_rounds`` rounds run whatever they take.
+        budget: seconds for all of it, after the warm-up; at least ``least_rounds`` rounds run whatever they take, or three
+            where a round takes more than a second.
+        clock: seconds of a number of calls; on a GPU not the host's.
     """
     repeats = {}
+    round_seconds = 0.0
     for name, call in calls.items():
         call()
-        start = time.perf_counter()
-        call()
-        repeats[name] = max(1, round(SHORTEST_SAMPLE / max(time.perf_counter() - start, 1e-7)))
+        seconds = clock(call, 1)
+        round_seconds += seconds
+        repeats[name] = max(1, round(SHORTEST_SAMPLE / max(seconds, 1e-7)))
+    least_rounds = min(least_rounds, 3) if round_seconds > 1 else least_rounds
     samples: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)
     deadline = time.perf_counter() + budget
     rounds = 0
     while rounds < least_rounds or time.perf_counter() < deadline:
         for name in order:
-            call, count = calls[name], repeats[name]
-            start = time.perf_counter()
-            for _ in range(count):
-                call()
-            samples[name].append((time.perf_counter() - start) / count)
+            samples[name].append(clock(calls[name], repeats[name]) / repeats[name])
         order.reverse()
         rounds += 1
     return samples

@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from segkernels import losses, metrics, models, nn, ops
 from segkernels._load import build_info
 from segkernels._register import apply_environment, backend, tiers
 from segkernels._version import __version__
 
+if TYPE_CHECKING:
+    from segkernels._accelerate import accelerate, accelerated, restore
+
 apply_environment()
 
-__all__ = ["__version__", "backend", "build_info", "losses", "metrics", "models", "nn", "ops", "tiers"]
+__all__ = [
+    "__version__",
+    "accelerate",
+    "accelerated",
+    "backend",
+    "build_info",
+    "losses",
+    "metrics",
+    "models",
+    "nn",
+    "ops",
+    "restore",
+    "tiers",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported at the first use: most programs have one, if any.
+    if name in ("accelerate", "accelerated", "restore"):
+        from segkernels import _accelerate
+
+        return getattr(_accelerate, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

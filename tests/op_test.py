@@ -21,6 +21,9 @@ from segkernels._register import DEVICES, TIERS
 #: Orders of threads and blocks in the emulation of CUDA (csrc/emulation); 0 is index order.
 EMULATION_SEEDS = (0, 1, 2, 3)
 
+#: Tiers of the GPU, which do not wait for the device and so cannot raise for a value they meet in a tensor.
+NO_SYNC = ("cuda", "triton", "emulated")
+
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 

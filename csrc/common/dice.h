@@ -6,6 +6,12 @@
 #include <cstdint>
 #include <vector>
 
+#if defined(__CUDACC__)
+#define SEGKERNELS_HOST_DEVICE __host__ __device__ __forceinline__
+#elif !defined(SEGKERNELS_HOST_DEVICE)
+#define SEGKERNELS_HOST_DEVICE inline
+#endif
+
 namespace segkernels {
 
 enum class DiceStyle : int64_t { kLecture = 0, kSmp = 1, kMonai = 2 };
@@ -39,7 +45,7 @@ struct DiceGroup {
 // A denominator or a score below it counts as it (smp's eps), which keeps smooth = 0 finite.
 constexpr double kDiceEps = 1e-7;
 
-inline DiceGroup dice_group(const DiceParams& params, const DiceSums& sums) {
+SEGKERNELS_HOST_DEVICE DiceGroup dice_group(const DiceParams& params, const DiceSums& sums) {
   DiceGroup group;
   if (sums.valid == 0) {
     return group;

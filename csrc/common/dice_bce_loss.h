@@ -6,14 +6,10 @@
 #include <optional>
 #include <vector>
 
-#include "check.h"
-#include "dice.h"
+#include "dice_bce_check.h"
 #include "loss_blocks.h"
 
 namespace segkernels {
-
-constexpr const char* kDiceBceLoss = "dice_bce_loss";
-constexpr int64_t kStatistics = 5;  // sums of p * t (or min(p, t)), p, t, bce, and the number of valid pixels
 
 struct DiceBceParams {
   int64_t batch, channels, pixels;
@@ -25,25 +21,11 @@ struct DiceBceParams {
   std::vector<double> pos_weight, class_weights;
 };
 
-inline bool is_floating(ScalarType dtype) {
-  return dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
-         dtype == ScalarType::BFloat16;
-}
-
 inline DiceBceParams make_params(const Tensor& input, const Tensor& target, const std::optional<Tensor>& pos_weight,
                                  const std::optional<Tensor>& class_weights, double dice_weight, double bce_weight,
                                  double smooth, std::optional<int64_t> ignore_index, int64_t reduction, int64_t style,
                                  bool batch_dice, bool include_background, bool log_loss, bool from_logits) {
-  check_dim(input, 4, kDiceBceLoss, "input");
-  check_same_shape(input, target, kDiceBceLoss, "input", "target");
-  STD_TORCH_CHECK(is_floating(input.scalar_type()), kDiceBceLoss,
-                  ": expected input of float32, float64, float16 or bfloat16, got ", input.scalar_type());
-  const ScalarType labels = target.scalar_type();
-  STD_TORCH_CHECK(is_floating(labels) || labels == ScalarType::Byte || labels == ScalarType::Bool ||
-                      labels == ScalarType::Int || labels == ScalarType::Long,
-                  kDiceBceLoss, ": expected target of uint8, bool, int32, int64 or a floating type, got ", labels);
-  STD_TORCH_CHECK(reduction >= 0 && reduction <= 2, kDiceBceLoss, ": expected reduction 0, 1 or 2, got ", reduction);
-  STD_TORCH_CHECK(style >= 0 && style <= 2, kDiceBceLoss, ": expected style 0, 1 or 2, got ", style);
+  check_dice_bce(input, target, reduction, style);
   const int64_t channels = input.size(1);
   return {input.size(0),
           channels,
@@ -54,7 +36,7 @@ inline DiceBceParams make_params(const Tensor& input, const Tensor& target, cons
           {static_cast<DiceStyle>(style), static_cast<Reduction>(reduction), batch_dice, include_background, log_loss,
            smooth},
           from_logits,
-          is_floating(labels) && static_cast<DiceStyle>(style) == DiceStyle::kSmp,
+          is_floating(target.scalar_type()) && static_cast<DiceStyle>(style) == DiceStyle::kSmp,
           channel_weights(pos_weight, channels, kDiceBceLoss, "pos_weight"),
           channel_weights(class_weights, channels, kDiceBceLoss, "class_weights")};
 }

@@ -331,10 +331,7 @@ Tensor dice_bce_loss_backward_cpu(const Tensor& grad_output,  // [] or, reductio
   const DiceBceParams p =
       make_params(input, target, pos_weight, class_weights, dice_weight, bce_weight, smooth, ignore_index, reduction,
                   style, batch_dice, include_background, log_loss, from_logits);
-  STD_TORCH_CHECK(statistics.dim() == 3 && statistics.size(0) == p.batch && statistics.size(1) == p.channels &&
-                      statistics.size(2) == kStatistics && statistics.scalar_type() == ScalarType::Double,
-                  "dice_bce_loss_backward: expected float64 statistics of shape [N, C, 5], got ",
-                  shape_string(statistics));
+  check_statistics(statistics, p.batch, p.channels);
   const bool map = p.dice.reduction == Reduction::kNone;
   if (map) {
     check_same_shape(grad_output, input, "dice_bce_loss_backward", "grad_output", "input");

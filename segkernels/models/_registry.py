@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
-
-#: A state dict saved with ``torch.save(model.state_dict(), path)``.
-Weights = str | os.PathLike[str]
 
 _builders: dict[str, Callable[..., nn.Module]] = {}
 Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
@@ -40,11 +36,6 @@ def get_model(name: str, **config: Any) -> nn.Module:
     if name not in _builders:
         raise ValueError(f"name: expected one of {', '.join(list_models())}, got {name!r}")
     return _builders[name](**config)
-
-
-def read_state_dict(path: Weights) -> dict[str, torch.Tensor]:
-    """A state dict from a file, on the CPU; ``weights_only``, so that the file cannot run code."""
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def check_input(input: torch.Tensor, in_channels: int, smallest: int) -> None:

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import segkernels.nn
-from segkernels.models._registry import Weights, check_input, read_state_dict, register_model
+from segkernels.models._registry import check_input, register_model
+from segkernels.models._weights import Weights, load_weights
 
 # Four poolings halve the map four times.
 _STRIDE = 16
@@ -120,6 +121,5 @@ def unet(
         ValueError: from ``forward``, for another rank, number of channels, or a smaller input.
     """
     model = UNet(in_channels, num_classes, width)
-    if weights is not None:
-        model.load_state_dict(read_state_dict(weights))
+    load_weights(model, weights, progress)
     return model

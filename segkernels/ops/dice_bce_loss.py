@@ -125,6 +125,7 @@ def dice_bce_loss(
     Raises:
         ValueError, TypeError: for a wrong mode, name, rank, dtype, device or shape.
         RuntimeError: on CPU, for an integer label other than 0, 1 and ``ignore_index``, or a probability outside [0, 1].
+            The GPU kernels wait for nothing: there the loss is NaN.
     """
     check_floating(input, "input")
     if mode == "multiclass":
