@@ -39,21 +39,22 @@ def multi_dilation_conv2d_shifted_kernel(
     centre = source_ptr + n * source_n + (y * width + x).to(tl.int64) * source_pixel
     row = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC)
-    for ky in range(kernel_h):
+    for tap in range(kernel_h * kernel_w):
+        ky = tap // kernel_w
+        kx = tap - ky * kernel_w
         dy = (ky - kernel_h // 2) * dilation
-        for kx in range(kernel_w):
-            dx = (kx - kernel_w // 2) * dilation
-            inside = (pixel < pixels) & (y + dy >= 0) & (y + dy < height) & (x + dx >= 0) & (x + dx < width)
-            if tl.max(inside.to(tl.int32), 0) > 0:
-                source = centre + (dy * width + dx).to(tl.int64) * source_pixel
-                tap = weight_ptr + (ky * kernel_w + kx).to(tl.int64) * weight_tap
-                for k0 in range(0, depth, BLOCK_K):
-                    k = k0 + tl.arange(0, BLOCK_K)
-                    a_mask = inside[:, None] & (k < depth)[None, :]
-                    a = tl.load(source[:, None] + (k.to(tl.int64) * source_c)[None, :], mask=a_mask, other=0.0)
-                    b_mask = (k < depth)[:, None] & (row < rows)[None, :]
-                    b = tl.load(tap + (k * weight_k)[:, None] + (row * weight_row)[None, :], mask=b_mask, other=0.0)
-                    acc = tl.dot(a.to(OPERAND), b.to(OPERAND), acc, input_precision=PRECISION, out_dtype=ACC)
+        dx = (kx - kernel_w // 2) * dilation
+        inside = (pixel < pixels) & (y + dy >= 0) & (y + dy < height) & (x + dx >= 0) & (x + dx < width)
+        if tl.max(inside.to(tl.int32), 0) > 0:
+            source = centre + (dy * width + dx).to(tl.int64) * source_pixel
+            weight = weight_ptr + (ky.to(tl.int64) * kernel_w + kx) * weight_tap
+            for k0 in range(0, depth, BLOCK_K):
+                k = k0 + tl.arange(0, BLOCK_K)
+                a_mask = inside[:, None] & (k < depth)[None, :]
+                a = tl.load(source[:, None] + (k.to(tl.int64) * source_c)[None, :], mask=a_mask, other=0.0)
+                b_mask = (k < depth)[:, None] & (row < rows)[None, :]
+                b = tl.load(weight + (k * weight_k)[:, None] + (row * weight_row)[None, :], mask=b_mask, other=0.0)
+                acc = tl.dot(a.to(OPERAND), b.to(OPERAND), acc, input_precision=PRECISION, out_dtype=ACC)
     image = pixel // (height * width)
     place = (pixel - image * (height * width)).to(tl.int64) * target_pixel + image.to(tl.int64) * target_n
     target = target_ptr + place[:, None] + (row.to(tl.int64) * target_c)[None, :]
