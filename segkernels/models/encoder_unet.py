@@ -10,7 +10,7 @@ from torch import nn
 
 from segkernels.models._encoders import get_encoder
 from segkernels.models._registry import check_input, register_model
-from segkernels.models._weights import Weights, check_member, load_backbone, load_weights
+from segkernels.models._weights import StateDict, Weights, check_member, load_backbone, load_weights
 from segkernels.ops import upsample_nearest2d
 
 
@@ -106,8 +106,8 @@ def encoder_unet(
     24,436,369 parameters with the defaults.
 
     Args:
-        encoder_name: ``"resnet18"``, ``"resnet34"`` (default), ``"resnet50"``, ``"resnet101"``, ``"resnet152"``, ``"vgg16"``
-            or ``"vgg16_bn"``.
+        encoder_name: ``"resnet18"``, ``"resnet34"`` (default), ``"resnet50"``, ``"resnet101"``, ``"resnet152"``, ``"vgg16"``,
+            ``"vgg16_bn"``, ``"mobilenet_v2"``, ``"mobilenet_v3_large"`` or ``"mobilenet_v3_small"``.
         weights: path of a state dict of this model, or of SMP's ``Unet`` with its default decoder, to load strictly: the keys
             are the same (see below).
         progress: show a progress bar while weights are downloaded; a path downloads nothing.
@@ -127,6 +127,8 @@ def encoder_unet(
     ``segmentation_head.0.*``         the logits
     ================================  ==================================================================
 
+    MobileNet's ``encoder.*`` are ``encoder.features.*`` in SMP; ``weights`` takes both.
+
     Returns:
         EncoderUNet: ``[N, in_channels, H, W] -> OrderedDict(out=[N, num_classes, H, W])``. H and W are at least 32 and need
         not be multiples of it: each block upsamples to the size of the map that it meets.
@@ -137,8 +139,14 @@ def encoder_unet(
     """
     check_member(weights, "encoder_unet", num_classes)
     model = EncoderUNet(encoder_name, num_classes, in_channels, decoder_channels)
+    spec = get_encoder(encoder_name)
     if weights is not None:
-        load_weights(model, weights, progress)
+        load_weights(model, weights, progress, lambda state: _from_smp(state, spec.prefix))
     else:
-        load_backbone(model.encoder, weights_backbone, progress, get_encoder(encoder_name).head, name=encoder_name)
+        load_backbone(model.encoder, weights_backbone, progress, spec.head, spec.prefix, encoder_name)
     return model
+
+
+def _from_smp(state: StateDict, prefix: str) -> StateDict:
+    theirs = f"encoder.{prefix}"
+    return {f"encoder.{key.removeprefix(theirs)}" if key.startswith(theirs) else key: value for key, value in state.items()}

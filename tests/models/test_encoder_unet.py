@@ -28,12 +28,14 @@ def smp_unet(encoder_name: str, **config: object) -> nn.Module:
     return smp.Unet(encoder_name, encoder_weights=None, **config)
 
 
-@pytest.mark.parametrize("encoder_name", ["resnet18", "resnet50", "vgg16_bn"])
-@pytest.mark.parametrize("training", [False, True])
-def test_same_as_smp(encoder_name: str, training: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "encoder_name, training",
+    [("resnet18", False), ("resnet18", True), ("resnet50", True), ("vgg16", False), ("vgg16_bn", True)],
+)
+def test_same_as_smp(encoder_name: str, training: bool) -> None:
     theirs = smp_unet(encoder_name, in_channels=4).train(training)
-    torch.save(theirs.state_dict(), tmp_path / "unet.pth")
-    ours = build(encoder_name, in_channels=4, weights=tmp_path / "unet.pth").train(training)
+    ours = build(encoder_name, in_channels=4).train(training)
+    ours.load_state_dict(theirs.state_dict())
     image = torch.randn(2, 4, 64, 64)
     results = []
     for model in (ours, theirs):
@@ -52,7 +54,7 @@ def test_same_as_smp(encoder_name: str, training: bool, tmp_path: Path) -> None:
         torch.testing.assert_close(ours.state_dict()[key], value, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("encoder_name", sorted(ENCODERS))
+@pytest.mark.parametrize("encoder_name", sorted(name for name in ENCODERS if not name.startswith("mobilenet")))
 def test_keys_are_smps(encoder_name: str) -> None:
     """Of every encoder, at full size, on the meta device."""
     with torch.device("meta"):
@@ -64,7 +66,7 @@ def test_keys_are_smps(encoder_name: str) -> None:
         assert sum(p.numel() for p in ours.parameters()) == 24_436_369
 
 
-@pytest.mark.parametrize("encoder_name", ["resnet18", "vgg16"])
+@pytest.mark.parametrize("encoder_name", ["resnet18", "vgg16", "mobilenet_v3_small"])
 def test_odd_sizes(encoder_name: str) -> None:
     net = build(encoder_name, in_channels=1).eval()
     for size in ((32, 32), (33, 47), (64, 95)):
@@ -74,10 +76,13 @@ def test_odd_sizes(encoder_name: str) -> None:
         assert output["out"].shape == (1, 3, *size) and output["out"].isfinite().all()
 
 
-def test_odd_sizes_are_smps() -> None:
-    theirs = smp_unet("resnet18").eval()
-    ours = build().eval()
-    ours.load_state_dict(theirs.state_dict())
+@pytest.mark.parametrize("encoder_name", ["resnet18", "mobilenet_v2"])
+def test_smps_file_and_odd_sizes(encoder_name: str, tmp_path: Path) -> None:
+    theirs = smp_unet(encoder_name).eval()
+    torch.save(theirs.state_dict(), tmp_path / "unet.pth")
+    ours = build(encoder_name, weights=tmp_path / "unet.pth").eval()
+    torch.save(ours.state_dict(), tmp_path / "ours.pth")
+    build(encoder_name, weights=tmp_path / "ours.pth")
     image = torch.randn(1, 3, 47, 77)
     with torch.no_grad():
         expected = theirs(image)
