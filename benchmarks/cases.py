@@ -41,6 +41,7 @@ class GpuGoal:
     dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
 
 
+HALF = ("bfloat16", "float16")
 #: As a memory goal: at most what the best baseline takes.
 BASELINES_PEAK = -1
 
@@ -65,6 +66,8 @@ class Case:
     overhead_goals: dict[str, float] = field(default_factory=dict)
     #: mode -> most bytes of peak memory (float32, CPU), or BASELINES_PEAK
     memory_goals: dict[str, int] = field(default_factory=dict)
+    #: mode -> least share of the roofline (float32, CPU)
+    roofline_goals: dict[str, float] = field(default_factory=dict)
     #: mode -> least ratio with the default allocator, whose page faults count (float32)
     default_allocator_goals: dict[str, float] = field(default_factory=dict)
     #: mode -> what a GPU row has to reach

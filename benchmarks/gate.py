@@ -85,6 +85,10 @@ def judged(case: Case, values: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, 
     return values
 
 
+def largest(values: torch.Tensor) -> torch.Tensor:
+    return values.abs().max()
+
+
 def is_right(case: Case, inputs: Sequence[Any], seed: torch.Tensor | None) -> bool:
     """Ours against the first baseline in float64: error at most twice that baseline's in this dtype, plus a floor.
 
@@ -101,8 +105,15 @@ def is_right(case: Case, inputs: Sequence[Any], seed: torch.Tensor | None) -> bo
     if theirs is None:
         theirs = tuple(value.to(mine.dtype) for value, mine in zip(expected, ours))
     for a, b, e in zip(*(judged(case, values) for values in (ours, theirs, expected))):
-        floor = 4 * torch.finfo(a.dtype).eps * e.abs().max().item()
-        allowed = 2 * (b.double() - e).abs().max().item() + floor
-        if a.shape != e.shape or not (a.double() - e).abs().max().item() <= allowed:
+        if not a.is_floating_point():
+            # Labels and masks turn over where two values are equal but for rounding.
+            wrong, theirs_wrong = ((x != e).sum().item() for x in (a, b))
+            if a.shape != e.shape or wrong > 2 * theirs_wrong + a.numel() // 10000:
+                return False
+            continue
+        # One wrong sign of a ReLU changes a few of many gradients of a deep model: those are judged by their norm.
+        size = torch.linalg.vector_norm if case.gradients_as_one else largest
+        floor = 4 * torch.finfo(a.dtype).eps * size(e).item()
+        if a.shape != e.shape or not size(a.double() - e).item() <= 2 * size(b.double() - e).item() + floor:
             return False
     return True

@@ -28,6 +28,7 @@ def text(case: Case, mode: str, dtype: str, device: str = "cpu") -> str:
     elif dtype == "float32":
         parts += [f"{case.goals[mode]}x"] if mode in case.goals else []
         parts += [f"{case.default_allocator_goals[mode]}x default allocator"] if mode in case.default_allocator_goals else []
+        parts += [f"{100 * case.roofline_goals[mode]:.0f}% of roofline"] if mode in case.roofline_goals else []
         if mode in case.memory_goals:
             limit = case.memory_goals[mode]
             parts += ["baseline's peak" if limit == BASELINES_PEAK else f"{limit / MIB:.0f} MB"]
@@ -50,6 +51,7 @@ def status(case: Case, row: Row, device: str, samples: dict[str, list[float]]) -
 def _cpu_holds(case: Case, row: Row) -> bool:
     goals = case.default_allocator_goals if row.allocator == "default" else case.goals
     fast = row.ratio is None or row.ratio >= goals.get(row.mode, 0.0)
+    fast &= row.allocator == "default" or (row.roofline or 0.0) >= case.roofline_goals.get(row.mode, 0.0)
     limit = case.memory_goals.get(row.mode)
     if limit is None or row.peak_mb is None:
         return fast

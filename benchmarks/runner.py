@@ -101,18 +101,20 @@ def prepare(
             seed = torch.randn_like(first(case.ours(*inputs)))
     right = is_right(case, inputs, seed)
     functions = {OURS: case.ours, **chosen(case, baselines)}
-    if "compile" in baselines:
+    wanted_gpu = case.gpu_goals.get(mode) if device == "cuda" and not baselines else None
+    if "compile" in baselines or (wanted_gpu and "compile" in wanted_gpu.ratios):
         functions["compile"] = torch.compile(next(iter(case.baselines.values())))
     grad = case.grad if seed is not None else ()
     copies = gpu.copies_for(gpu.size_of(inputs), l2) if l2 else 1
     shared = [copied(inputs, grad) if copies > 1 or grad else list(inputs) for _ in range(copies)]
+    seeds = [None if seed is None else seed.clone() for _ in range(copies)]
     calls = {}
     for name, function in functions.items():
-        mine, mine_seed = shared, seed
+        mine, mine_seeds = shared, seeds
         if name in case.channels_last:
             mine = [channels_last(values) for values in shared]
-            mine_seed = None if seed is None else channels_last([seed])[0]
-        call = gpu.Rotation([step(function, values, grad, mine_seed) for values in mine])
+            mine_seeds = channels_last(seeds)
+        call = gpu.Rotation([step(function, values, grad, last) for values, last in zip(mine, mine_seeds)])
         if name == OURS or attempt(call) is not None:
             calls[name] = call
     return calls, right
@@ -221,7 +223,7 @@ def sweep_verdicts(rows: list[Row]) -> Iterator[Verdict]:
             lines.setdefault((row.op, row.axis, row.mode, int(row.threads)), []).append(row)
     for (op, axis, mode, threads), line in lines.items():
         each = [row.p50_us / row.elements for row in sorted(line, key=lambda row: row.size)]
-        growth = each[-1] / each[len(each) // 2 - 1 if len(each) > 1 else 0]
+        growth = each[-1] / each[(len(each) - 1) // 2]
         holds = growth <= MOST_GROWTH
         text = f"{op}, growing {axis}, {mode}, {threads} threads: {growth:.2f}x the time an element at the end, "
         yield Verdict(text + f"goal {MOST_GROWTH}x: " + (goals.OK if holds else goals.UNDER), growth, holds)

@@ -23,6 +23,7 @@ import torch
 from torch.library import Library
 
 from segkernels import _load
+from segkernels._flops import register_flops
 
 NAMESPACE = "segkernels"
 #: Where csrc/cuda compiled for the CPU registers itself; exists in tests only.
@@ -73,6 +74,7 @@ def register(
     vendor: Callable[..., Any] | None = None,
     autocast: str = "keep",
     stem: str | None = None,
+    flops: Callable[..., int] | None = None,
 ) -> Any:
     """Defines ``segkernels::<name>`` and returns a function that calls it; public functions call that.
 
@@ -86,6 +88,7 @@ def register(
         autocast: ``"keep"`` leaves dtypes alone, ``"lower"`` casts floating-point tensors to autocast's dtype,
             ``"float32"`` casts them up; as torch does for the op that this one replaces.
         stem: file name of the operator when it is not ``name`` without ``_backward``.
+        flops: counts floating-point operations for torch's flop counter (segkernels/_flops.py).
     """
     op = Operator(name, stem or name.removesuffix("_backward"), schema, vendor, backward is not None)
     _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -104,6 +107,8 @@ def register(
     if autocast != "keep":
         for device in ("CPU", "CUDA"):
             _library.impl(name, _autocast_kernel(overload, device, autocast), f"Autocast{device}")
+    if flops is not None:
+        register_flops(overload.overloadpacket, flops)
     _library.impl(name, _tier_function("reference", op), "CompositeExplicitAutograd")
     chosen = _default_tier(op, "cuda")
     if chosen == "triton":

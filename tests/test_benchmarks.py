@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import command, goals, options, readme, results, runner
-from benchmarks.cases import BASELINES_PEAK, Case, GpuGoal, Work, load
+from benchmarks.cases import BASELINES_PEAK, Case, GpuGoal, Sweep, Work, case_named, load, models, operators, sweeps
 from benchmarks.ceilings import Ceilings
 from benchmarks.gate import is_right
+from benchmarks.models._case import model_case
 from benchmarks.results import Row
 from benchmarks.timing import Spread, interleaved, ratios
 from segkernels import cli
@@ -90,6 +91,14 @@ def test_wrong_gradient_is_wrong():
     inputs = case.inputs(torch.float32, "cpu")
     assert is_right(case, inputs, None)
     assert not is_right(case, inputs, torch.randn(16, 16))
+
+
+def test_labels_may_turn_over_where_the_baseline_does():
+    inputs = (torch.randn(1000, 3),)
+    case = dataclasses.replace(relu_case(), baselines={"eager": lambda x: x.argmax(1)}, ours=lambda x: x.argmax(1), grad=())
+    assert is_right(case, inputs, None)
+    one_off = dataclasses.replace(case, ours=lambda x: x.argmax(1).index_fill(0, torch.tensor([7]), 9))
+    assert not is_right(one_off, inputs, None)
 
 
 def test_goals(monkeypatch):
@@ -272,3 +281,60 @@ def test_check_fails_under_a_goal(check, expected, tmp_path, monkeypatch, capsys
     assert command.run(options.parse(arguments + ["--check"] * check)) == expected
     printed = capsys.readouterr().out
     assert "under goal: max_unpool2d 16x16" in printed and "roofline" in printed
+
+
+def grown(size: int) -> Case:
+    inputs = lambda dtype, device: (torch.randn(size, device=device).to(dtype),)  # noqa: E731
+    return dataclasses.replace(relu_case(modes=("fwd",)), name=f"grown {size}", inputs=inputs)
+
+
+def test_sweep_plans_and_verdicts(monkeypatch):
+    sweep = Sweep("length", (10, 100, 1000), grown, elements=lambda n: n)
+    monkeypatch.setattr(runner, "sweeps", lambda op: [sweep])
+    plans = runner.sweep_plans(["max_unpool2d"], ["fwd", "fwdbwd"])
+    expected = [(threads, n, n, "length") for threads in (1, 2) for n in (10, 100, 1000)]
+    assert [(p.threads, p.size, p.elements, p.axis) for p in plans] == expected
+    monkeypatch.setattr(runner, "free_memory", lambda device: 0)
+    assert runner.sweep_plans(["max_unpool2d"], ["fwd"]) == [], "as far as memory reaches"
+
+    def line(*times):
+        return [row(axis="length", size=n, elements=n, p50_us=t) for n, t in zip((10, 100, 1000), times)]
+
+    (flat,) = runner.sweep_verdicts(line(5.0, 10.0, 140.0))
+    (steep,) = runner.sweep_verdicts(line(1.0, 10.0, 160.0))
+    assert flat.holds and flat.value == pytest.approx(1.4)
+    assert not steep.holds and "growing length" in steep.text
+    assert list(runner.sweep_verdicts([row()])) == [], "not of a sweep"
+
+
+@pytest.mark.parametrize("name", [*operators(), *models()])
+def test_case_files(name):
+    """Names are unique, also among the cases that grow, and every case is found by its name; each has work in its modes."""
+    cases = load(name)[0] + [sweep.case(value) for sweep in sweeps(name) for value in sweep.values]
+    assert len({case.name for case in cases}) == len(cases)
+    for case in cases:
+        assert case_named(name, case.name).name == case.name
+        goals = (case.goals, case.overhead_goals, case.memory_goals, case.default_allocator_goals, case.gpu_goals)
+        assert {mode for goal in goals for mode in goal} <= set(case.modes), f"{case.name}: a goal of a mode that is not taken"
+        if name in operators():
+            assert set(case.modes) <= set(case.work(4).bytes)
+
+
+def test_model_case():
+    """The network with its values handed in is the network; in training mode where a gradient is asked for."""
+
+    def inner():
+        return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.BatchNorm2d(4))
+
+    case = model_case("small", inner, {"torch.nn": inner}, (2, 3, 8, 8))
+    assert case.work(4).flops["fwd"] == 2 * 2 * 4 * 64 * 27
+    image, parameters, buffers = case.inputs(torch.float32, "cpu")
+    with torch.no_grad():
+        evaluated = case.ours(image, parameters, buffers)
+    trained = case.ours(image, parameters, buffers)
+    assert not torch.equal(evaluated, trained)
+    assert trained.mean().abs() < 1e-5, "normalised by the batch"
+    calls, right = runner.prepare(case, "fwdbwd", torch.float32, "cpu", [])
+    assert right and len(calls["torch.nn"]()) == 1 + 4
+    wrong = dataclasses.replace(case, ours=lambda *inputs: case.ours(*inputs) * 1.01)
+    assert not runner.prepare(wrong, "fwdbwd", torch.float32, "cpu", [])[1]

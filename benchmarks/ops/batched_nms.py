@@ -30,6 +30,7 @@ def case(name, count, **goals):
 
 
 CASES = [
+    case("8 boxes overhead", 8, overhead_goals={"fwd": 15.0}),
     case("900 boxes", 900),
     case("10000 boxes", 10000, goals={"fwd": 3.0}),
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.cases import Case, Work
+from benchmarks.cases import Case, Sweep, Work
 from benchmarks.ops._boxes import random_boxes, torchvision_baseline
 from segkernels.ops import box_iou
 from segkernels.reference.box_iou import box_iou as composition
@@ -28,3 +28,4 @@ CASES = [
     case("1000 x 5000", 1000, 5000, goals={"fwd": 3.0}),
     case("1 x 1 overhead", 1, 1, modes=("fwd",), overhead_goals={"fwd": 15.0}),
 ]
+SWEEPS = [Sweep("boxes", (100, 300, 1000, 3000, 10000), lambda n: case(f"100 x {n}", 100, n))]

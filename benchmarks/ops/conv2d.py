@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cases import Case, GroupGoal, Work
+from benchmarks.cases import BASELINES_PEAK, HALF, Case, GpuGoal, GroupGoal, Sweep, Work
 from segkernels.ops import conv2d
 
 
@@ -27,16 +29,38 @@ def case(name, shape, out_channels, kernel, dilation=1, groups=1, **rest):
         return Work({"fwd": tensors * size, "fwdbwd": tensors * size + backward}, {"fwd": flops, "fwdbwd": 3 * flops})
 
     return Case(
-        name=name, inputs=inputs, ours=conv2d, baselines={"eager": F.conv2d}, work=work, grad=(0, 1), **rest
+        name=name,
+        inputs=inputs,
+        ours=conv2d,
+        baselines={"eager": F.conv2d, "channels_last": F.conv2d},
+        channels_last=("channels_last",),
+        work=work,
+        memory_goals={"fwdbwd": BASELINES_PEAK} if "fwdbwd" in rest.get("modes", ("fwdbwd",)) else {},
+        **({"grad": (0, 1)} | rest),
     )  # fmt: skip
 
 
 def depthwise(shape, kernel, dilation=1):
     size = "x".join(map(str, shape))
-    goals = {"fwd": 0.95, "fwdbwd": 0.95}
-    return case(
-        f"depthwise k{kernel} d{dilation} {size}", shape, shape[1], kernel, dilation, shape[1], goals=goals, group="depthwise"
-    )
+    name, goals = f"depthwise k{kernel} d{dilation} {size}", {"fwd": 0.95, "fwdbwd": 0.95}
+    near = {"fwd": 0.5} if kernel == 3 else {}
+    return case(name, shape, shape[1], kernel, dilation, shape[1], goals=goals, roofline_goals=near, group="depthwise")
+
+
+def on_gpu(kernel, shape, grad, forward, backward):
+    """Half types in channels_last, both sides; of the two gradients one at a time."""
+    goals = {
+        "fwd": GpuGoal({"best": 0.95}, **forward, dtypes=HALF),
+        "fwdbwd": GpuGoal({"best": 0.95}, **backward, dtypes=HALF),
+    }
+    if grad == 1:
+        del goals["fwd"]
+    name = f"gpu depthwise k{kernel} {'weight' if grad else 'data'} {'x'.join(map(str, shape))}"
+    made = case(name, shape, shape[1], kernel, 1, shape[1], devices=("cuda",), grad=(grad,), modes=tuple(goals))
+    # The gradient that is not asked for is not moved: the forward pass, and as much again.
+    work = lambda size: Work({"fwd": made.work(size).bytes["fwd"], "fwdbwd": 2 * made.work(size).bytes["fwd"]})  # noqa: E731
+    both = ("segkernels", "channels_last")
+    return dataclasses.replace(made, work=work, channels_last=both, gpu_goals=goals, memory_goals={})
 
 
 CASES = [
@@ -48,6 +72,17 @@ CASES = [
         case(f"aspp d{d} 1x512x33x33", (1, 512, 33, 33), 256, 3, d, goals={"fwd": 0.97, "fwdbwd": 0.97})
         for d in (6, 12, 18)
     ),
+    *(on_gpu(k, (32, 256, 64, 64), 0, {"roofline": 0.7}, {"roofline": 0.7}) for k in (3, 5, 7)),
+    # A forward pass at 70% and a weight gradient at 50%.
+    *(on_gpu(k, (32, 256, 64, 64), 1, {}, {"roofline": 0.58}) for k in (3, 5, 7)),
+    case(
+        "gpu depthwise k31 32x128x64x64", (32, 128, 64, 64), 128, 31, 1, 128, devices=("cuda",),
+        gpu_goals={"fwd": GpuGoal({"best": 3.0}, dtypes=HALF), "fwdbwd": GpuGoal({"best": 3.0}, dtypes=HALF)},
+    ),
     case("8x8 overhead", (1, 1, 8, 8), 1, 3, modes=("fwd",), overhead_goals={"fwd": 15.0}),
 ]  # fmt: skip
 GROUP_GOALS = [GroupGoal("depthwise", "fwd", 3.0), GroupGoal("depthwise", "fwdbwd", 4.0)]
+SWEEPS = [
+    Sweep("side", (32, 64, 128, 256, 512, 1024, 2048), lambda s: case(f"k3 1x32x{s}x{s}", (1, 32, s, s), 32, 3, groups=32)),
+    Sweep("channels", (16, 64, 256, 1024, 4096), lambda c: case(f"k3 1x{c}x64x64", (1, c, 64, 64), c, 3, groups=c)),
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cases import Case, GroupGoal, Work
+from benchmarks.cases import BASELINES_PEAK, HALF, Case, GpuGoal, GroupGoal, Sweep, Work
 from segkernels.ops import conv_transpose2d
 
 
@@ -30,15 +30,22 @@ def case(name, shape, out_channels, kernel, stride, padding=0, bias=True, groups
         name=name,
         inputs=inputs,
         ours=conv_transpose2d,
-        baselines={"eager": F.conv_transpose2d},
+        baselines={"eager": F.conv_transpose2d, "channels_last": F.conv_transpose2d},
         work=work,
         grad=(0, 1, 2) if bias else (0, 1),
-        **rest,
+        memory_goals={"fwdbwd": BASELINES_PEAK} if "fwdbwd" in rest.get("modes", ("fwdbwd",)) else {},
+        **({"channels_last": ("channels_last",)} | rest),
     )
 
 
 NEVER_SLOWER = {"fwd": 0.95, "fwdbwd": 0.95}
+NOT_SLOWER = {"fwd": 1.0, "fwdbwd": 1.0}
 DEPTHWISE = {"fwd": 1.5, "fwdbwd": 2.0}
+ON_GPU = {
+    "devices": ("cuda",),
+    "channels_last": ("segkernels", "channels_last"),
+    "gpu_goals": {mode: GpuGoal({"best": 1.2}, dtypes=HALF) for mode in ("fwd", "fwdbwd")},
+}
 FCN = {"fwd": 5.0, "fwdbwd": 5.0}
 CASES = [
     *(
@@ -47,10 +54,13 @@ CASES = [
     ),
     case("fcn k64 s32 1x21x16x16", (1, 21, 16, 16), 21, 64, 32, 16, bias=False, goals=FCN),
     case("fcn k16 s8 1x21x64x64", (1, 21, 64, 64), 21, 16, 8, 4, bias=False, goals=FCN),
-    case("dcgan k4 s2 16x128x32x32", (16, 128, 32, 32), 64, 4, 2, 1, bias=False, goals=NEVER_SLOWER),
-    case("fcn k4 s2 1x21x34x34", (1, 21, 34, 34), 21, 4, 2, 1, bias=False, goals=NEVER_SLOWER),
+    case("dcgan k4 s2 16x128x32x32", (16, 128, 32, 32), 64, 4, 2, 1, bias=False, goals=NOT_SLOWER),
+    case("fcn k4 s2 1x21x34x34", (1, 21, 34, 34), 21, 4, 2, 1, bias=False, goals=NOT_SLOWER),
     case("depthwise k4 s2 8x21x64x64", (8, 21, 64, 64), 21, 4, 2, 1, bias=False, groups=21, goals=DEPTHWISE),
     case("depthwise k4 s2 4x256x32x32", (4, 256, 32, 32), 256, 4, 2, 1, bias=False, groups=256, goals=DEPTHWISE),
+    *(case(f"gpu unet 16x{c}x{s}x{s}", (16, c, s, s), c // 2, 2, 2, **ON_GPU) for c, s in ((1024, 32), (512, 64), (256, 128))),
+    case("gpu mask head 400x256x14x14", (400, 256, 14, 14), 256, 2, 2, **ON_GPU),
     case("8x8 overhead", (1, 1, 8, 8), 1, 2, 2, modes=("fwd",), overhead_goals={"fwd": 15.0}),
 ]
 GROUP_GOALS = [GroupGoal("unet decoder", "fwd", 1.1), GroupGoal("unet decoder", "fwdbwd", 1.1)]
+SWEEPS = [Sweep("side", (16, 32, 64, 128, 256, 512), lambda s: case(f"k2 s2 1x64x{s}x{s}", (1, 64, s, s), 32, 2, 2))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cases import Case, Work
+from benchmarks.cases import Case, GpuGoal, Work
 from segkernels.ops import depthwise_separable_conv2d
 
 # Every call gets the image in NCHW and in channels_last and takes the one that it is fast with, as a model would hold it.
@@ -64,13 +64,16 @@ def case(shape, out_channels, norms=False, **rest):
             "channels_last": lambda nchw, nhwc, *more: theirs(nhwc, *more),
         },
         work=work,
-        modes=("fwd",),
-        **rest,
+        **({"modes": ("fwd",)} | rest),
     )
 
 
 SHAPES = [((1, 32, 112, 112), 64), ((4, 256, 32, 32), 256), ((1, 304, 129, 129), 256), ((4, 728, 33, 33), 728)]
+LARGE = [((32, 256, 64, 64), 256), ((16, 728, 64, 64), 728)]
+GPU = {"fwd": GpuGoal({"best": 1.5, "compile": 1.1})}
 CASES = [
     *(case(*shape, goals={"fwd": 1.2}) for shape in SHAPES),
     *(case(*shape, norms=True, goals={"fwd": 1.5}) for shape in SHAPES),
+    *(case(shape, c, norms, devices=("cuda",), gpu_goals=GPU) for shape, c in LARGE for norms in (False, True)),
+    case((1, 1, 8, 8), 1, modes=("fwd",), overhead_goals={"fwd": 15.0}),
 ]

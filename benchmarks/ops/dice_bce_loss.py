@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cases import Case, Work
+from benchmarks.cases import Case, GpuGoal, Sweep, Work
 from segkernels.losses import dice_bce_loss
 
 
@@ -42,10 +42,13 @@ def case(name, shape, target_dtype=None, ours=dice_bce_loss, baselines=None, **r
     return Case(name=name, inputs=inputs, ours=ours, baselines=baselines or {"eager": eager}, work=work, **rest)
 
 
+GPU = {mode: GpuGoal(roofline=0.8) for mode in ("fwd", "fwdbwd")}
 CASES = [
     case("8x1x512x512", (8, 1, 512, 512), goals={"fwd": 4.0, "fwdbwd": 4.0}),
     case("8x1x512x512 uint8 target", (8, 1, 512, 512), torch.uint8),
-    case("8x1x512x512 smp", (8, 1, 512, 512), ours=smp_style, baselines={"smp": smp}, goals={"fwdbwd": 6.0}),
+    case("8x1x512x512 smp", (8, 1, 512, 512), ours=smp_style, baselines={"smp": smp}, goals={"fwd": 6.0, "fwdbwd": 6.0}),
+    case("gpu 32x1x1024x1024", (32, 1, 1024, 1024), devices=("cuda",), gpu_goals=GPU),
     case("2x1x224x224", (2, 1, 224, 224)),
     case("8x8 overhead", (1, 1, 8, 8), modes=("fwd",), overhead_goals={"fwd": 15.0}),
 ]
+SWEEPS = [Sweep("side", (64, 128, 256, 512, 1024, 2048, 4096, 8192), lambda s: case(f"4x1x{s}x{s}", (4, 1, s, s)))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cases import Case, Work
+from benchmarks.cases import Case, Sweep, Work
 from segkernels.ops import lovasz_loss
 
 
@@ -51,5 +51,9 @@ def case(name, shape, mode, baseline, **rest):
 
 CASES = [
     case("2x21x256x256 softmax", (2, 21, 256, 256), "multiclass", eager_softmax, goals={"fwdbwd": 3.0}),
+    case("8x8 overhead", (1, 3, 8, 8), "multiclass", eager_softmax, modes=("fwd",), overhead_goals={"fwd": 15.0}),
     case("8x1x256x256 hinge", (8, 1, 256, 256), "binary", eager_hinge),
+]
+SWEEPS = [
+    Sweep("side", (64, 128, 256, 512, 1024, 2048), lambda s: case(f"1x4x{s}x{s}", (1, 4, s, s), "multiclass", eager_softmax)),
 ]

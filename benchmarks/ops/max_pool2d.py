@@ -7,7 +7,7 @@ import functools
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cases import Case, Work
+from benchmarks.cases import Case, GpuGoal, Sweep, Work
 from segkernels.ops import max_pool2d
 
 
@@ -35,14 +35,21 @@ def case(name, shape, kernel=2, stride=2, padding=0, index_bytes=8, channels_las
 
 
 SEGNET = (4, 64, 224, 224)
+ON_GPU = {"devices": ("cuda",), "gpu_goals": {mode: GpuGoal(roofline=0.8) for mode in ("fwd", "fwdbwd")}}
 CASES = [
-    case("indices 4x64x224x224", SEGNET, goals={"fwd": 6.0}),
-    case("uint8 indices 4x64x224x224", SEGNET, index_bytes=1, goals={"fwd": 6.0}),
+    case("indices 4x64x224x224", SEGNET, goals={"fwd": 6.0, "fwdbwd": 3.0}),
+    case("uint8 indices 4x64x224x224", SEGNET, index_bytes=1, goals={"fwd": 6.0, "fwdbwd": 3.0}),
     case("indices 4x64x224x224 channels_last", SEGNET, channels_last=True),
     case("no indices 4x64x224x224", SEGNET, index_bytes=0),
     case("indices 4x512x28x28", (4, 512, 28, 28)),
     # Overlapping windows: gradients are added up, so not equal to the last bit.
     case("resnet stem k3 s2 p1 4x64x112x112", (4, 64, 112, 112), 3, 2, 1, index_bytes=0, exact=False),
+    case("gpu indices 16x64x224x224", (16, 64, 224, 224), **ON_GPU),
+    case("gpu uint8 indices 16x64x224x224 channels_last", (16, 64, 224, 224), index_bytes=1, channels_last=True, **ON_GPU),
     case("8x8 overhead", (1, 1, 8, 8), index_bytes=0, modes=("fwd",), overhead_goals={"fwd": 15.0}),
     case("8x8 indices overhead", (1, 1, 8, 8), modes=("fwd",), overhead_goals={"fwd": 15.0}),
+]
+SWEEPS = [
+    Sweep("side", (64, 128, 256, 512, 1024, 2048, 4096, 8192), lambda s: case(f"1x32x{s}x{s}", (1, 32, s, s))),
+    Sweep("channels", (4, 16, 64, 256, 1024), lambda c: case(f"2x{c}x64x64", (2, c, 64, 64))),
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cases import Case, Work
+from benchmarks.cases import Case, GpuGoal, Work
 from segkernels.ops import max_unpool2d
 
 
@@ -45,10 +45,13 @@ def case(name, shape, channels_last=False, **goals):
     )
 
 
+ON_GPU = {"devices": ("cuda",), "gpu_goals": {mode: GpuGoal(roofline=0.8) for mode in ("fwd", "fwdbwd")}}
 CASES = [
     case("to 4x64x224x224", (4, 64, 224, 224), goals={"fwd": 1.5, "fwdbwd": 1.5}),
     case("to 4x64x224x224 channels_last", (4, 64, 224, 224), True),
     case("to 4x256x56x56", (4, 256, 56, 56)),
     case("to 4x512x14x14", (4, 512, 14, 14)),
+    case("gpu to 16x64x224x224", (16, 64, 224, 224), **ON_GPU),
+    case("gpu to 16x64x224x224 channels_last", (16, 64, 224, 224), True, **ON_GPU),
     case("8x8 overhead", (1, 1, 8, 8), modes=("fwd",), overhead_goals={"fwd": 15.0}),
 ]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.cases import Case, Work
+from benchmarks.cases import Case, GpuGoal, Sweep, Work
 from segkernels.ops import paste_masks
 
 
 def masks_and_boxes(count, image_size):
     def make(dtype, device):
         height, width = image_size
-        corner = torch.rand(count, 2, device=device) * torch.tensor([width - 200.0, height - 200.0], device=device)
+        room = torch.tensor([width - 200.0, height - 200.0], device=device).clamp(min=0)
+        corner = torch.rand(count, 2, device=device) * room
         boxes = torch.cat([corner, corner + torch.rand(count, 2, device=device) * 250 + 20], 1)
         return torch.rand(count, 1, 28, 28, device=device).to(dtype), boxes.to(dtype), image_size
 
@@ -45,7 +46,10 @@ def case(name, count, image_size, **goals):
     )
 
 
+GPU = {"fwd": GpuGoal({"torchvision": 20.0})}
 CASES = [
-    case("100 to 800x1333", 100, (800, 1333), goals={"fwd": 4.0}),
+    case("100 to 800x1333", 100, (800, 1333), goals={"fwd": 4.0}, default_allocator_goals={"fwd": 10.0}, gpu_goals=GPU),
     case("20 to 480x640", 20, (480, 640)),
+    case("1 to 8x8 overhead", 1, (8, 8), overhead_goals={"fwd": 15.0}),
 ]
+SWEEPS = [Sweep("masks", (5, 20, 80, 320), lambda n: case(f"{n} masks to 480x640", n, (480, 640)))]

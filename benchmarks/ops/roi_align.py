@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.cases import Case, Work
+from benchmarks.cases import Case, GpuGoal, Sweep, Work
 from segkernels.ops import roi_align
 from segkernels.reference import roi_align as reference
 
@@ -51,11 +51,19 @@ def case(name, shape, count, size, sampling_ratio=2, channels_last=False, **rest
     return Case(name=name, inputs=inputs, ours=roi_align, baselines=BASELINES, work=work, **rest)
 
 
+GPU = {"fwd": GpuGoal({"torchvision": 3.0}), "fwdbwd": GpuGoal({"torchvision": 3.5})}
 MAP = (2, 256, 50, 84)
 CASES = [
     case("1000 boxes 7x7", MAP, 1000, 7, goals={"fwd": 7.0, "fwdbwd": 8.0}),
     case("1000 boxes 7x7 channels_last", MAP, 1000, 7, channels_last=True),
     case("1000 boxes 7x7 adaptive", MAP, 1000, 7, -1, goals={"fwd": 7.0}),
     case("200 boxes 14x14", MAP, 200, 14, goals={"fwd": 7.0, "fwdbwd": 8.0}),
+    case(
+        "gpu 1000 boxes 7x7 channels_last", (8, 256, 100, 168), 1000, 7, channels_last=True, devices=("cuda",), gpu_goals=GPU
+    ),
     case("1 box 8x8 overhead", (1, 1, 8, 8), 1, 2, modes=("fwd",), overhead_goals={"fwd": 15.0}),
+]
+SWEEPS = [
+    Sweep("boxes", (32, 128, 512, 2048, 8192), lambda k: case(f"{k} boxes 7x7 64 channels", (2, 64, 50, 84), k, 7)),
+    Sweep("channels", (16, 64, 256, 1024), lambda c: case(f"{c} channels 256 boxes 7x7", (2, c, 50, 84), 256, 7)),
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cases import Case, Work
+from benchmarks.cases import Case, GpuGoal, Work
 from segkernels.losses._region import Region
 from segkernels.losses._sigmoid import sigmoid_dice_bce_loss, sigmoid_pixel_loss
 
@@ -45,7 +45,10 @@ def case(name, shape, size, ours, baseline, **rest):
     return Case(name=name, inputs=inputs, ours=ours, baselines={"eager": baseline}, work=work, **rest)
 
 
+GPU = {mode: GpuGoal(roofline=0.8) for mode in ("fwd", "fwdbwd")}
 CASES = [
     case("8x1x512x512 focal", (8, 1, 512, 512), (512, 512), focal, eager_focal, goals={"fwdbwd": 4.0}),
+    case("gpu 32x1x1024x1024 focal", (32, 1, 1024, 1024), (1024, 1024), focal, eager_focal, devices=("cuda",), gpu_goals=GPU),
+    case("8x8 overhead focal", (1, 1, 8, 8), (8, 8), focal, eager_focal, modes=("fwd",), overhead_goals={"fwd": 15.0}),
     case("8x1x128x128 to 512x512 dice_bce", (8, 1, 128, 128), (512, 512), upsample_dice_bce, eager_upsample_dice_bce),
 ]

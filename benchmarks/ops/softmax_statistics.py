@@ -7,7 +7,7 @@ import importlib.util
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cases import Case, Work
+from benchmarks.cases import Case, GpuGoal, Sweep, Work
 from segkernels.losses import cross_entropy_loss, dice_ce_loss, focal_loss, upsample_cross_entropy_loss
 
 
@@ -68,9 +68,26 @@ if importlib.util.find_spec("monai"):
 cross_entropy = {"eager": F.cross_entropy}
 upsampled = {"eager": upsampled_cross_entropy}
 
+GPU = {mode: GpuGoal(roofline=0.8) for mode in ("fwd", "fwdbwd")}
+
+
+def gradient(classes):
+    """Little more than the gradient that is returned."""
+    return {"fwdbwd": int(1.1 * 4 * classes * 256 * 256 * 4)}
+
+
+def five_percent(*full):
+    """Of the full-resolution logits, which are never made."""
+    return {"fwdbwd": torch.Size(full).numel() * 4 // 20}
+
+
 CASES = [
-    case("dice_ce 4x21x256x256", (4, 21, 256, 256), dice_ce_loss, dice_ce, goals={"fwdbwd": 6.0}),
-    case("dice_ce 4x150x256x256", (4, 150, 256, 256), dice_ce_loss, dice_ce, goals={"fwdbwd": 6.0}),
+    *(
+        case(
+            f"dice_ce 4x{c}x256x256", (4, c, 256, 256), dice_ce_loss, dice_ce, goals={"fwdbwd": 6.0}, memory_goals=gradient(c)
+        )
+        for c in (21, 150)
+    ),
     case("focal 4x21x256x256", (4, 21, 256, 256), focal_loss, focal, goals={"fwdbwd": 4.0}),
     case("focal from cross_entropy 4x21x256x256", (4, 21, 256, 256), focal_loss, {"eager": eager_focal}),
     case("cross_entropy 4x21x256x256", (4, 21, 256, 256), cross_entropy_loss, cross_entropy),
@@ -81,6 +98,7 @@ CASES = [
         upsampled,
         (256, 256),
         goals={"fwdbwd": 5.0},
+        memory_goals=five_percent(2, 150, 256, 256),
     ),
     case(
         "upsample cross_entropy 4x21x65x65 to 513",
@@ -89,6 +107,29 @@ CASES = [
         upsampled,
         (513, 513),
         goals={"fwdbwd": 5.0},
+        memory_goals=five_percent(4, 21, 513, 513),
+    ),
+    *(
+        case(f"gpu {name} 16x21x512x512", (16, 21, 512, 512), loss, {"eager": eager}, devices=("cuda",), gpu_goals=GPU)
+        for name, loss, eager in (
+            ("dice_ce", dice_ce_loss, eager_dice_ce),
+            ("cross_entropy", cross_entropy_loss, F.cross_entropy),
+            ("focal", focal_loss, eager_focal),
+        )
+    ),
+    case(
+        "gpu upsample cross_entropy 8x150x128x128 to 512",
+        (8, 150, 128, 128),
+        upsample_cross_entropy_loss,
+        upsampled,
+        (512, 512),
+        devices=("cuda",),
+        gpu_goals={"fwdbwd": GpuGoal({"eager": 3.0, "compile": 1.5}, peak=0.05)},
     ),
     case("8x8 overhead", (1, 3, 8, 8), cross_entropy_loss, cross_entropy, modes=("fwd",), overhead_goals={"fwd": 15.0}),
+]
+eager_dice = {"eager": eager_dice_ce}
+SWEEPS = [
+    Sweep("side", (64, 128, 256, 512, 1024, 2048), lambda s: case(f"1x21x{s}x{s}", (1, 21, s, s), dice_ce_loss, eager_dice)),
+    Sweep("classes", (2, 8, 32, 128, 512), lambda c: case(f"1x{c}x128x128", (1, c, 128, 128), dice_ce_loss, eager_dice)),
 ]

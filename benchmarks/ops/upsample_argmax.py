@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cases import Case, Work
+from benchmarks.cases import Case, GpuGoal, Work
 from segkernels.ops import upsample_argmax
 
 
@@ -39,5 +39,12 @@ def case(name, shape, size, **rest):
 CASES = [
     case("4x21x65x65 to 513x513", (4, 21, 65, 65), (513, 513), goals={"fwd": 10.0}),
     case("2x150x128x128 to 512x512", (2, 150, 128, 128), (512, 512)),
+    case(
+        "gpu 32x21x256x256 to 512x512",
+        (32, 21, 256, 256),
+        (512, 512),
+        devices=("cuda",),
+        gpu_goals={"fwd": GpuGoal(roofline=0.8)},
+    ),
     case("8x8 overhead", (1, 4, 8, 8), (16, 16), overhead_goals={"fwd": 15.0}),
 ]

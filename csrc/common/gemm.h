@@ -51,12 +51,11 @@ struct Gemm {
     return (cols + kCols - 1) / kCols;
   }
 
+  using Sums = vec[kRows][kVectors];
+
   // load(r, k) is A's element; B is packed.
   template <typename Load>
-  static SEGKERNELS_INLINE void tile_product(int64_t depth, const Load& load, const acc_t* b, acc_t* tile,
-                                             bool accumulate) {
-    // Each block of depth is summed on its own and then added: a shorter chain, so a smaller error.
-    vec sum[kRows][kVectors] = {};
+  static SEGKERNELS_INLINE void add_products(int64_t depth, const Load& load, const acc_t* b, Sums& sum) {
     for (int64_t k = 0; k < depth; ++k, b += kCols) {
       vec columns[kVectors];
 #pragma GCC unroll 3
@@ -72,6 +71,14 @@ struct Gemm {
         }
       }
     }
+  }
+
+  template <typename Load>
+  static SEGKERNELS_INLINE void tile_product(int64_t depth, const Load& load, const acc_t* b, acc_t* tile,
+                                             bool accumulate) {
+    // Each block of depth is summed on its own and then added: a shorter chain, so a smaller error.
+    Sums sum = {};
+    add_products(depth, load, b, sum);
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 3

@@ -54,9 +54,9 @@ struct SampleRange {
   int64_t begin, end;
 };
 
-// The samples of bin b that can lie inside the map, generously: a huge box has millions, and few of them matter.
+// The samples of bin b that can lie from low to high, generously: a huge box has millions, and few of them matter.
 template <typename T>
-SEGKERNELS_HOST_DEVICE SampleRange sample_range(const SampleAxis<T>& axis, int64_t b, int64_t size) {
+SEGKERNELS_HOST_DEVICE SampleRange sample_range(const SampleAxis<T>& axis, int64_t b, T low, T high) {
   SampleRange range{0, axis.samples};
   const T step = axis.bin / static_cast<T>(axis.samples);
   if (axis.samples <= 8 || !(step > T(0))) {
@@ -64,8 +64,8 @@ SEGKERNELS_HOST_DEVICE SampleRange sample_range(const SampleAxis<T>& axis, int64
   }
   const T base = axis.start + static_cast<T>(b) * axis.bin;
   const T slack = T(3) + 16 * std::numeric_limits<T>::epsilon() * (std::fabs(base) + axis.bin) / step;
-  const T first = (T(-1) - base) / step - slack;
-  const T last = (static_cast<T>(size) - base) / step + slack;
+  const T first = (low - base) / step - slack;
+  const T last = (high - base) / step + slack;
   const T count = static_cast<T>(axis.samples);
   // Comparisons that NaN fails leave the whole range.
   if (first > T(0)) {
@@ -77,6 +77,12 @@ SEGKERNELS_HOST_DEVICE SampleRange sample_range(const SampleAxis<T>& axis, int64
   return range;
 }
 
+// Those that can lie inside the map.
+template <typename T>
+SEGKERNELS_HOST_DEVICE SampleRange sample_range(const SampleAxis<T>& axis, int64_t b, int64_t size) {
+  return sample_range(axis, b, T(-1), static_cast<T>(size));
+}
+
 template <typename T>
 struct SampleTap {
   int64_t low, high;
@@ -86,7 +92,7 @@ struct SampleTap {
 // The two pixels a sample reads; false when it lies outside the map, as NaN does, and counts as zero.
 template <typename T>
 SEGKERNELS_HOST_DEVICE bool sample_tap(T position, int64_t size, SampleTap<T>& tap) {
-  if (!(position >= T(-1) && position <= static_cast<T>(size))) {
+  if (!(position >= T(-1) && position <= static_cast<T>(size)) || size == 0) {
     return false;
   }
   position = position > T(0) ? position : T(0);
@@ -99,6 +105,32 @@ SEGKERNELS_HOST_DEVICE bool sample_tap(T position, int64_t size, SampleTap<T>& t
   tap.high_weight = position - static_cast<T>(tap.low);
   tap.low_weight = T(1) - tap.high_weight;
   return true;
+}
+
+// False only where no sample of bins [first, last] reads a pixel from low to high.
+template <typename T>
+SEGKERNELS_HOST_DEVICE bool bins_reach(const SampleAxis<T>& axis, int64_t first, int64_t last, int64_t low,
+                                       int64_t high) {
+  const T a = axis.start + static_cast<T>(first) * axis.bin;
+  const T b = axis.start + static_cast<T>(last + 1) * axis.bin;
+  const T slack = T(2) + 16 * std::numeric_limits<T>::epsilon() * (std::fabs(a) + std::fabs(b));
+  return axis.samples > 0 && (a > b ? a : b) + slack >= static_cast<T>(low) &&
+         (a > b ? b : a) - slack <= static_cast<T>(high);
+}
+
+// How much of a pixel bin b takes, over all its samples along one axis.
+template <typename T>
+SEGKERNELS_HOST_DEVICE T pixel_weight(const SampleAxis<T>& axis, int64_t b, int64_t pixel, int64_t size) {
+  T weight = 0;
+  const SampleRange range = sample_range(axis, b, static_cast<T>(pixel - 1), static_cast<T>(pixel + 1));
+  for (int64_t i = range.begin; i < range.end; ++i) {
+    SampleTap<T> tap;
+    if (sample_tap(axis.position(b, i), size, tap)) {
+      weight += tap.low == pixel ? tap.low_weight : T(0);
+      weight += tap.high == pixel && tap.high != tap.low ? tap.high_weight : T(0);
+    }
+  }
+  return weight;
 }
 
 // What a box's sums are divided by.

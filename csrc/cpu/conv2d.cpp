@@ -6,6 +6,7 @@
 #include "../common/dispatch.h"
 #include "../common/vendor.h"
 #include "conv2d_depthwise.h"
+#include "conv2d_depthwise_planes.h"
 #include "conv2d_depthwise_weight.h"
 
 namespace segkernels {
@@ -60,8 +61,13 @@ Tensor conv2d_cpu(const Tensor& input,                // [N, Cin, H, W]
     const auto kernels = pack_depthwise<kLanes, acc_t>(data<T>(w), p.groups, p.multiplier(), p.taps());
     const auto add =
         bias ? pack_depthwise<kLanes, acc_t>(data<T>(b), p.groups, p.multiplier(), 1) : std::vector<acc_t>();
-    DepthwiseConvolution<T, kLanes>(p, false).run(data<T>(x), kernels.data(), bias ? add.data() : nullptr,
-                                                  static_cast<T*>(output.mutable_data_ptr()));
+    const acc_t* bias_data = bias ? add.data() : nullptr;
+    T* to = static_cast<T*>(output.mutable_data_ptr());
+    if (kLanes == 1 && DepthwisePlanes<T>::fits(p)) {
+      DepthwisePlanes<T>{p}.run(data<T>(x), kernels.data(), bias_data, to);
+    } else {
+      DepthwiseConvolution<T, kLanes>(p, false).run(data<T>(x), kernels.data(), bias_data, to);
+    }
   });
   return output;
 }
@@ -91,9 +97,17 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
   dispatch_layout(dtype, channels_last, [&]<typename T, int kLanes>() {
     using acc_t = accumulate_t<T>;
     if (need_input) {
-      const auto kernels = pack_depthwise<kLanes, acc_t>(data<T>(w), p.groups, p.multiplier(), p.taps());
-      DepthwiseConvolution<T, kLanes>(p, true).run(data<T>(g), kernels.data(), nullptr,
-                                                   static_cast<T*>(grad_input.mutable_data_ptr()));
+      auto kernels = pack_depthwise<kLanes, acc_t>(data<T>(w), p.groups, p.multiplier(), p.taps());
+      T* to = static_cast<T*>(grad_input.mutable_data_ptr());
+      const Conv2dParams back = DepthwisePlanes<T>::transposed(p);
+      if (kLanes == 1 && p.multiplier() == 1 && DepthwisePlanes<T>::fits(back)) {
+        for (int64_t group = 0; group < p.groups; ++group) {
+          std::reverse(kernels.begin() + group * p.taps(), kernels.begin() + (group + 1) * p.taps());
+        }
+        DepthwisePlanes<T>{back}.run(data<T>(g), kernels.data(), nullptr, to);
+      } else {
+        DepthwiseConvolution<T, kLanes>(p, true).run(data<T>(g), kernels.data(), nullptr, to);
+      }
     }
     if (need_weight || need_bias) {
       DepthwiseWeightGradient<T, kLanes>(p).run(data<T>(x), data<T>(g),

@@ -124,11 +124,11 @@ SEGKERNELS_CLONES void place_pixels(const acc_t* from, int64_t pixels, acc_t lea
   }
 }
 
-// `count` rows of G::kCols sums into rows of the output, `width` of each: sums + bias, activated. kByRow: one bias a
-// row.
-template <typename G, bool kByRow, typename T, typename acc_t>
+// `count` rows of kCols sums into rows of the output, `width` of each: sums + the row's bias, activated.
+template <typename T, typename acc_t>
 SEGKERNELS_CLONES void store_sums(const acc_t* from, const acc_t* bias, acc_t least, int64_t count, int64_t width,
                                   int64_t to_step, T* to) {
+  using G = Gemm<acc_t>;
   for (int64_t row = 0; row < count; ++row, from += G::kCols, to += to_step) {
     acc_t values[G::kCols];
     acc_t* whole = values;
@@ -138,16 +138,61 @@ SEGKERNELS_CLONES void store_sums(const acc_t* from, const acc_t* bias, acc_t le
 #pragma GCC unroll 3
     for (int v = 0; v < G::kVectors; ++v) {
       using unaligned_vec = typename G::unaligned_vec;
-      typename G::vec offset = kByRow ? bias[row] - typename G::vec{} : typename G::vec{};
-      if constexpr (!kByRow) {
-        offset = *reinterpret_cast<const unaligned_vec*>(bias + v * G::kLanes);
-      }
-      const typename G::vec sum = *reinterpret_cast<const unaligned_vec*>(from + v * G::kLanes) + offset;
+      const typename G::vec sum = *reinterpret_cast<const unaligned_vec*>(from + v * G::kLanes) + bias[row];
       *reinterpret_cast<unaligned_vec*>(whole + v * G::kLanes) = at_least(sum, least);
     }
     if (whole == values) {
       for (int64_t i = 0; i < width; ++i) {
         store_value(to[i], values[i]);
+      }
+    }
+  }
+}
+
+// One block of depth of pixels [pixels][row_step] times a panel of packed weights. The last block goes straight from
+// registers to the output, `width` channels of each pixel: sums + bias, activated. Earlier ones wait in `tiles`.
+template <typename T, typename acc_t>
+SEGKERNELS_CLONES void multiply_pixels(const acc_t* hidden, int64_t pixels, int64_t row_step, int64_t depth,
+                                       const acc_t* weight, acc_t* tiles, bool first_block, bool last_block,
+                                       const acc_t* bias, acc_t least, int64_t width, int64_t to_step, T* to) {
+  using G = RowGemm<acc_t>;
+  for (int64_t pixel = 0; pixel < pixels; pixel += G::kRows, tiles += G::kTile) {
+    const acc_t* const row = hidden + pixel * row_step;
+    const acc_t* const rows[] = {
+        row, row + row_step, row + 2 * row_step, row + 3 * row_step, row + 4 * row_step, row + 5 * row_step};
+    const auto load = [&rows](int r, int64_t k) SEGKERNELS_INLINE_LAMBDA { return rows[r][k]; };
+    if (!last_block) {
+      G::tile_product(depth, load, weight, tiles, !first_block);
+      continue;
+    }
+    typename G::Sums sums = {};
+    G::add_products(depth, load, weight, sums);
+    const int64_t count = std::min<int64_t>(G::kRows, pixels - pixel);
+#pragma GCC unroll 6
+    for (int r = 0; r < G::kRows; ++r) {
+      if (r >= count) {
+        break;
+      }
+      acc_t values[G::kCols];
+      acc_t* whole = values;
+      T* const target = to + (pixel + r) * to_step;
+      if constexpr (std::is_same_v<T, acc_t>) {
+        whole = width == G::kCols ? target : values;
+      }
+#pragma GCC unroll 3
+      for (int v = 0; v < G::kVectors; ++v) {
+        using unaligned_vec = typename G::unaligned_vec;
+        typename G::vec sum = sums[r][v];
+        if (!first_block) {
+          sum += *reinterpret_cast<const unaligned_vec*>(tiles + r * G::kCols + v * G::kLanes);
+        }
+        sum += *reinterpret_cast<const unaligned_vec*>(bias + v * G::kLanes);
+        *reinterpret_cast<unaligned_vec*>(whole + v * G::kLanes) = at_least(sum, least);
+      }
+      if (whole == values) {
+        for (int64_t i = 0; i < width; ++i) {
+          store_value(target[i], values[i]);
+        }
       }
     }
   }
@@ -320,24 +365,27 @@ class Separable {
     }
   }
 
-  // hidden [pixels][hidden]; `first` is the first pixel of all images.
+  // hidden [pixels][hidden]; `first` is the first pixel of all images. Weights that stay in L1 are read again for every
+  // block of pixels, so that these are; else the pixels are read again for every panel of weights.
   void pointwise_pixels(const acc_t* hidden, int64_t first, int64_t pixels, T* output) const {
-    const int64_t row_panels = G::row_panels(pixels);
-    Scratch<acc_t> tiles(row_panels * G::kTile);
-    std::vector<const acc_t*> rows(row_panels * G::kRows);
-    for (int64_t panel = 0; panel < G::col_panels(p_.out_channels); ++panel) {
-      const acc_t* weight = pointwise_.get() + panel * p_.hidden * G::kCols;
-      for (int64_t k0 = 0; k0 < p_.hidden; k0 += G::kDepth) {
-        for (size_t r = 0; r < rows.size(); ++r) {
-          rows[r] = hidden + r * p_.hidden + k0;
+    constexpr int64_t kL1Weights = 16 * 1024;
+    const int64_t panels = G::col_panels(p_.out_channels);
+    const bool in_l1 = panels * G::kCols * p_.hidden * static_cast<int64_t>(sizeof(acc_t)) <= kL1Weights;
+    const int64_t block = in_l1 ? 8 * G::kRows : pixels;
+    Scratch<acc_t> tiles(G::row_panels(block) * G::kTile);
+    for (int64_t pixel = 0; pixel < pixels; pixel += block) {
+      const int64_t count = std::min(block, pixels - pixel);
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        const acc_t* weight = pointwise_.get() + panel * p_.hidden * G::kCols;
+        const int64_t o = panel * G::kCols;
+        for (int64_t k0 = 0; k0 < p_.hidden; k0 += G::kDepth) {
+          const int64_t depth = std::min(G::kDepth, p_.hidden - k0);
+          multiply_pixels(hidden + pixel * p_.hidden + k0, count, p_.hidden, depth, weight + k0 * G::kCols, tiles.get(),
+                          k0 == 0, k0 + depth == p_.hidden, bias_.data() + o, least_,
+                          std::min<int64_t>(G::kCols, p_.out_channels - o), p_.out_channels,
+                          output + (first + pixel) * p_.out_channels + o);
         }
-        gemm_column_panel_rows<acc_t>(row_panels, std::min(G::kDepth, p_.hidden - k0), rows.data(),
-                                      weight + k0 * G::kCols, tiles.get(), k0 > 0);
       }
-      const int64_t o = panel * G::kCols;
-      const int64_t count = std::min<int64_t>(G::kCols, p_.out_channels - o);
-      store_sums<G, false>(tiles.get(), bias_.data() + o, least_, pixels, count, p_.out_channels,
-                           output + first * p_.out_channels + o);
     }
   }
 
@@ -370,8 +418,8 @@ class Separable {
       const int64_t n = (pixel + col) / p_.out_plane();
       const int64_t at = pixel + col - n * p_.out_plane();
       const int64_t run = std::min(count - col, p_.out_plane() - at);
-      store_sums<G, true>(tiles + col, bias_.data() + begin, least_, end - begin, run, p_.out_plane(),
-                          output + (n * p_.out_channels + begin) * p_.out_plane() + at);
+      store_sums(tiles + col, bias_.data() + begin, least_, end - begin, run, p_.out_plane(),
+                 output + (n * p_.out_channels + begin) * p_.out_plane() + at);
       col += run;
     }
   }

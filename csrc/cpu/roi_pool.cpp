@@ -10,36 +10,19 @@
 #include "../common/dispatch.h"
 #include "../common/loss_blocks.h"
 #include "../common/parallel.h"
-#include "../common/roi_align.h"
+#include "../common/roi_pool.h"
 
 namespace segkernels {
 namespace {
 
 using IntList = std::vector<int64_t>;
 
-constexpr double kLimit = 1073741824;  // rounded coordinates beyond it are outside of every map
-
 template <typename T>
-int64_t rounded(T value) {
-  if (std::isnan(value)) {
-    return 0;
-  }
-  return static_cast<int64_t>(std::round(std::clamp(static_cast<double>(value), -kLimit, kLimit)));
-}
-
-struct Range {
-  int64_t begin, end;
-};
-
-template <typename T>
-void bin_ranges(T low, T high, T scale, int64_t bins, int64_t size, std::vector<Range>& ranges) {
-  const int64_t start = rounded(low * scale);
-  const T bin = static_cast<T>(std::max<int64_t>(rounded(high * scale) - start + 1, 1)) / static_cast<T>(bins);
+void bin_ranges(T low, T high, T scale, int64_t bins, int64_t size, std::vector<PixelRange>& ranges) {
+  const PoolAxis<T> axis(low, high, scale, bins);
   ranges.resize(bins);
   for (int64_t b = 0; b < bins; ++b) {
-    const int64_t begin = static_cast<int64_t>(std::floor(static_cast<T>(b) * bin)) + start;
-    const int64_t end = static_cast<int64_t>(std::ceil(static_cast<T>(b + 1) * bin)) + start;
-    ranges[b] = {std::clamp<int64_t>(begin, 0, size), std::clamp<int64_t>(end, 0, size)};
+    ranges[b] = axis.pixels(b, size);
   }
 }
 
@@ -88,7 +71,7 @@ std::tuple<Tensor, Tensor> roi_pool_cpu(const Tensor& input,  // [N, C, H, W]
     scalar_t* const to = static_cast<scalar_t*>(output.mutable_data_ptr());
     int64_t* const places = static_cast<int64_t*>(argmax.mutable_data_ptr());
     parallel_items(count, channels * bins_h * bins_w * 4, [&](int64_t begin, int64_t end) {
-      std::vector<Range> rows, columns;
+      std::vector<PixelRange> rows, columns;
       for (int64_t k = begin; k < end; ++k) {
         const T* box = values.data() + k * 5;
         const T scale = static_cast<T>(spatial_scale);
@@ -97,7 +80,7 @@ std::tuple<Tensor, Tensor> roi_pool_cpu(const Tensor& input,  // [N, C, H, W]
         const scalar_t* const image = from + box_image(box[0], input.size(0)) * channels * height * width;
         for (int64_t c = 0; c < channels; ++c) {
           for (int64_t bin = 0; bin < bins_h * bins_w; ++bin) {
-            const Range row = rows[bin / bins_w], column = columns[bin % bins_w];
+            const PixelRange row = rows[bin / bins_w], column = columns[bin % bins_w];
             T best = 0;
             int64_t place = -1;
             for (int64_t y = row.begin; y < row.end; ++y) {
@@ -123,6 +106,7 @@ std::tuple<Tensor, Tensor> roi_pool_cpu(const Tensor& input,  // [N, C, H, W]
 Tensor roi_pool_backward_cpu(const Tensor& grad_output,  // [K, C, PH, PW]
                              const Tensor& argmax,       // [K, C, PH, PW]
                              const Tensor& boxes,        // [K, 5]
+                             double /*spatial_scale*/,   // for kernels that look up which boxes reach a pixel
                              int64_t batch, int64_t height, int64_t width, bool channels_last) {
   check_dim(grad_output, 4, "roi_pool_backward", "grad_output");
   check_same_shape(grad_output, argmax, "roi_pool_backward", "grad_output", "argmax");

@@ -42,6 +42,24 @@ ClassValues<T> class_values(const SoftmaxParams& p, const double* grad_region) {
   return values;
 }
 
+// Largest bin; then bins are at most `classes`.
+template <typename T>
+SEGKERNELS_CLONES int32_t weigh_labels(int64_t count, int32_t classes, const T* weights, int32_t* bins, T* valid,
+                                       T* weight) {
+  int32_t most = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    most = std::max(most, bins[i]);
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    bins[i] = std::min(bins[i], classes);
+    valid[i] = bins[i] < classes ? T(1) : T(0);
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    weight[i] = weights[bins[i]];
+  }
+  return most;
+}
+
 template <typename T>
 struct PixelBlock {
   int64_t count;
@@ -68,17 +86,9 @@ struct PixelBlock {
     count = pixels;
     labels.bins(begin, count, bins);
     std::fill(bins + count, bins + padded(count), classes);
-    int32_t most = 0;
-    for (int64_t i = 0; i < padded(count); ++i) {
-      most = std::max(most, bins[i]);
-    }
+    const int32_t most = weigh_labels(padded(count), classes, values.weight.data(), bins, valid, weight);
     masked = most >= classes;
     outside = most > classes;
-    for (int64_t i = 0; i < padded(count); ++i) {
-      bins[i] = std::min(bins[i], classes);
-      valid[i] = bins[i] < classes ? T(1) : T(0);
-      weight[i] = values.weight[bins[i]];
-    }
   }
 };
 
@@ -163,25 +173,22 @@ SEGKERNELS_CLONES void pixel_slopes(const SoftmaxParams& p, const ClassValues<T>
   }
 }
 
+template <typename T>
+SEGKERNELS_CLONES double block_sum(const T* values, int64_t count) {
+  using V = typename Lanes<T>::vector;
+  V sum{};
+  for (int64_t i = 0; i < count; i += Lanes<T>::count) {
+    sum += load_vector<V>(values + i);
+  }
+  return sum_lanes(sum);
+}
+
 // Adds the sums that a class has of its own label's pixels, and those of the sample.
 template <typename T>
 void add_pixel_sums(const SoftmaxParams& p, const PixelBlock<T>& block, SoftmaxSums& sums) {
-  T loss[kBlockLanes] = {};
-  for (int64_t i = 0; i < padded(block.count); i += kBlockLanes) {
-    for (int64_t k = 0; k < kBlockLanes; ++k) {
-      loss[k] += block.loss[i + k];
-    }
-  }
-  for (const T value : loss) {
-    sums.pixel[0] += static_cast<double>(value);
-  }
-  double weight = 0, valid = 0;
-  for (int64_t i = 0; i < block.count; ++i) {
-    weight += static_cast<double>(block.weight[i]);
-    valid += static_cast<double>(block.valid[i]);
-  }
-  sums.pixel[1] += weight;
-  sums.pixel[2] += valid;
+  sums.pixel[0] += block_sum(block.loss, padded(block.count));
+  sums.pixel[1] += block_sum(block.weight, padded(block.count));
+  sums.pixel[2] += block_sum(block.valid, padded(block.count));
   if (p.regions) {
     for (int64_t i = 0; i < block.count; ++i) {
       if (block.bins[i] < p.classes) {

@@ -33,15 +33,15 @@ SEGKERNELS_CLONES void largest_logits(const T* rows, int64_t step, int64_t class
   }
 }
 
-// tile [C, kPixels] = exp(x - max), and its sum; also the sum of tile * slope where slopes are given.
+// tile [C, step] = exp(x - max), and its sum; also the sum of tile * slope where slopes are given.
 template <typename T>
-SEGKERNELS_CLONES void exponentials(int64_t classes, int64_t count, const T* max, const T* slope, T* tile, T* sum,
-                                    T* dot) {
+SEGKERNELS_CLONES void exponentials(int64_t classes, int64_t count, const T* max, const T* slope, int64_t step, T* tile,
+                                    T* sum, T* dot) {
   using V = typename Lanes<T>::vector;
   std::fill(sum, sum + count, T(0));
   std::fill(dot, dot + count, T(0));
   for (int64_t c = 0; c < classes; ++c) {
-    T* row = tile + c * kPixels;
+    T* row = tile + c * step;
     if (slope) {
       for (int64_t i = 0; i < count; i += Lanes<T>::count) {
         const V e = exp_nonpositive(load_vector<V>(row + i) - load_vector<V>(max + i));
@@ -60,23 +60,23 @@ SEGKERNELS_CLONES void exponentials(int64_t classes, int64_t count, const T* max
 }
 
 template <typename T>
-SEGKERNELS_CLONES void weigh_logits(const T* tile, int64_t classes, int64_t count, const T* max, const T* weights,
-                                    T* smoothed) {
+SEGKERNELS_CLONES void weigh_logits(const T* tile, int64_t step, int64_t classes, int64_t count, const T* max,
+                                    const T* weights, T* smoothed) {
   std::fill(smoothed, smoothed + count, T(0));
   for (int64_t c = 0; c < classes; ++c) {
     for (int64_t i = 0; i < count; ++i) {
-      smoothed[i] += weights[c] * (tile[c * kPixels + i] - max[i]);
+      smoothed[i] += weights[c] * (tile[c * step + i] - max[i]);
     }
   }
 }
 
 // Adds the sum of every class's probabilities.
 template <typename T>
-SEGKERNELS_CLONES void sum_probabilities(const T* tile, const T* inverse, int64_t classes, int64_t count,
+SEGKERNELS_CLONES void sum_probabilities(const T* tile, int64_t step, const T* inverse, int64_t classes, int64_t count,
                                          double* region) {
   using V = typename Lanes<T>::vector;
   for (int64_t c = 0; c < classes; ++c) {
-    const T* row = tile + c * kPixels;
+    const T* row = tile + c * step;
     V even{}, odd{};
     int64_t i = 0;
     for (; i + 2 * Lanes<T>::count <= count; i += 2 * Lanes<T>::count) {
@@ -120,10 +120,11 @@ SEGKERNELS_CLONES void plane_gradients(const T* tile, const PixelBlock<T>& block
 // One block of all classes: labels, logits and their exponentials.
 template <typename T>
 struct PlaneBlock {
+  int64_t step;
   PixelBlock<T> pixels;
-  std::vector<T> tile;  // [C, kPixels]
+  std::vector<T> tile;  // [C, step]
 
-  explicit PlaneBlock(int64_t classes) : tile(classes * kPixels) {}
+  explicit PlaneBlock(int64_t classes, int64_t row = kPixels) : step(row), tile(classes * row) {}
 
   void softmax(const SoftmaxParams& p, const Planes& inputs, const Labels& labels, const ClassValues<T>& values,
                int64_t n, int64_t begin, int64_t count, bool smoothed) {
@@ -133,7 +134,6 @@ struct PlaneBlock {
     constexpr ScalarType own = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
     const bool direct = !inputs.channels_last && !pixels.masked && inputs.dtype == own;
     const T* const rows = direct ? static_cast<const T*>(inputs.data) + inputs.start(n, 0) + begin : tile.data();
-    const int64_t step = direct ? inputs.pixels : kPixels;
     if (!direct) {
       for (int64_t c = 0; c < classes; ++c) {
         T* const row = tile.data() + c * kPixels;
@@ -145,20 +145,25 @@ struct PlaneBlock {
         }
       }
     }
-    const int64_t size = padded(count);
-    largest_logits(rows, step, classes, size, tile.data(), pixels.max);
+    largest_logits(rows, direct ? inputs.pixels : kPixels, classes, padded(count), tile.data(), pixels.max);
+    exponentiate(classes, values, smoothed);
+  }
+
+  // From the logits in `tile` and pixels.max to exp(x - max), and what PixelBlock keeps of it.
+  void exponentiate(int64_t classes, const ClassValues<T>& values, bool smoothed) {
+    const int64_t size = padded(pixels.count);
     for (int64_t i = 0; i < size; ++i) {
       const int64_t c = std::min<int64_t>(pixels.bins[i], classes - 1);
-      pixels.label_shift[i] = tile[c * kPixels + i] - pixels.max[i];
+      pixels.label_shift[i] = tile[c * step + i] - pixels.max[i];
     }
     if (smoothed) {
-      weigh_logits(tile.data(), classes, size, pixels.max, values.smoothing.data(), pixels.smoothed);
+      weigh_logits(tile.data(), step, classes, size, pixels.max, values.smoothing.data(), pixels.smoothed);
     }
     const T* slope = values.probability.empty() ? nullptr : values.probability.data();
-    exponentials(classes, size, pixels.max, slope, tile.data(), pixels.sum, pixels.dot);
+    exponentials(classes, size, pixels.max, slope, step, tile.data(), pixels.sum, pixels.dot);
     for (int64_t i = 0; i < size; ++i) {
       const int64_t c = std::min<int64_t>(pixels.bins[i], classes - 1);
-      pixels.label_exp[i] = tile[c * kPixels + i];
+      pixels.label_exp[i] = tile[c * step + i];
     }
   }
 };

@@ -48,6 +48,22 @@ struct Statistics {
   }
 };
 
+// Adds a block of softmax values, whose first pixel is `pixel` of all.
+template <typename T>
+void add_block(const SoftmaxParams& p, PlaneBlock<T>& block, const Statistics<T>& result, int64_t pixel,
+               std::atomic<bool>& outside, SoftmaxSums& sums) {
+  if (block.pixels.outside) {
+    outside.store(true, std::memory_order_relaxed);
+  }
+  pixel_losses(p, block.pixels);
+  add_pixel_sums(p, block.pixels, sums);
+  if (p.regions) {
+    sum_probabilities(block.tile.data(), block.step, block.pixels.inverse, p.classes, padded(block.pixels.count),
+                      sums.region.data());
+  }
+  result.store_losses(block.pixels, pixel);
+}
+
 template <typename T>
 bool collect_planes(const SoftmaxParams& p, const Planes& inputs, const Labels& labels, const Statistics<T>& result) {
   const int64_t chunks = (p.pixels() + kSoftmaxChunk - 1) / kSoftmaxChunk;
@@ -64,16 +80,7 @@ bool collect_planes(const SoftmaxParams& p, const Planes& inputs, const Labels& 
       sums.region.resize(p.regions ? p.classes * kRegionSums : 0);
       for (int64_t i = begin; i < end; i += kPixels) {
         block.softmax(p, inputs, labels, values, n, i, std::min(kPixels, end - i), p.label_smoothing != 0);
-        if (block.pixels.outside) {
-          outside.store(true, std::memory_order_relaxed);
-        }
-        pixel_losses(p, block.pixels);
-        add_pixel_sums(p, block.pixels, sums);
-        if (p.regions) {
-          sum_probabilities(block.tile.data(), block.pixels.inverse, p.classes, padded(block.pixels.count),
-                            sums.region.data());
-        }
-        result.store_losses(block.pixels, n * p.pixels() + i);
+        add_block(p, block, result, n * p.pixels() + i, outside, sums);
       }
       items[item] = std::move(sums);
     }
@@ -85,35 +92,23 @@ bool collect_planes(const SoftmaxParams& p, const Planes& inputs, const Labels& 
 template <typename T>
 bool collect_upsampled(const SoftmaxParams& p, const Planes& inputs, const Labels& labels,
                        const Statistics<T>& result) {
-  const UpsampledColumns<T> columns(p);
-  const std::vector<RowRange> ranges = source_rows<T>(p);
   const ClassValues<T> values = class_values<T>(p, nullptr);
   const int64_t rows = band_rows(p);
   const int64_t bands = (p.in_h + rows - 1) / rows;
   std::vector<SoftmaxSums> items(p.batch * bands);
   std::atomic<bool> outside{false};
   parallel_items(p.batch * bands, p.pixels() * p.classes / bands, [&](int64_t first, int64_t last) {
-    BandWalk<T> walk(p, inputs, labels, columns);
+    BandWalk<T> walk(p, inputs, labels);
     for (int64_t item = first; item < last; ++item) {
       SoftmaxSums sums;
       sums.region.resize(p.regions ? p.classes * kRegionSums : 0);
       const int64_t begin = item % bands * rows;
-      for (int64_t source = begin; source < std::min(begin + rows, p.in_h); ++source) {
-        walk.rows(
-            item / bands, source, ranges[source], values, p.label_smoothing != 0,
-            [&](PixelBlock<T>& block, const T* tile, int64_t pixel, int64_t) {
-              if (block.outside) {
-                outside.store(true, std::memory_order_relaxed);
-              }
-              pixel_losses(p, block);
-              add_pixel_sums(p, block, sums);
-              if (p.regions) {
-                sum_upsampled(tile, block, p.classes, sums.region.data());
-              }
-              result.store_losses(block, pixel);
-            },
-            [](const BilinearTap<T>&) {});
-      }
+      walk.rows(
+          item / bands, begin, std::min(begin + rows, p.in_h), values, p.label_smoothing != 0,
+          [&](PlaneBlock<T>& block, int64_t pixel, int64_t, const BilinearTap<T>&) {
+            add_block(p, block, result, pixel, outside, sums);
+          },
+          [](int64_t, int64_t) {});
       items[item] = std::move(sums);
     }
   });
@@ -173,7 +168,7 @@ void write_planes(const SoftmaxParams& p, const Planes& inputs, const Labels& la
   });
 }
 
-// Source row y of the gradient, from [w + 1, classes padded]; what is beyond the right edge belongs to the last column.
+// Source row y of the gradient, from [w + 1, padded C]: what lies behind the last column belongs to it.
 template <typename T>
 void store_gradient_row(const SoftmaxParams& p, const T* row, int64_t n, int64_t y, const Planes& outputs) {
   const int64_t width = padded(p.classes);
@@ -192,54 +187,57 @@ void store_gradient_row(const SoftmaxParams& p, const T* row, int64_t n, int64_t
 template <typename T>
 void write_upsampled(const SoftmaxParams& p, const Planes& inputs, const Labels& labels, const Upstream<T>& upstream,
                      const Planes& outputs) {
-  const UpsampledColumns<T> columns(p);
-  const std::vector<RowRange> ranges = source_rows<T>(p);
   const std::vector<ClassValues<T>> samples = upstream.values(p);
   const int64_t rows = band_rows(p);
   const int64_t bands = (p.in_h + rows - 1) / rows;
-  const int64_t size = (p.in_w + 1) * padded(p.classes);
+  const int64_t size = (p.in_w + kBlockLanes + 1) * padded(p.classes);
   std::vector<std::vector<T>> first_rows(p.batch * bands), beyond(p.batch * bands);
   parallel_items(p.batch * bands, p.pixels() * p.classes / bands, [&](int64_t first, int64_t last) {
-    BandWalk<T> walk(p, inputs, labels, columns);
-    std::vector<T> low(size), high(size), gradient(size);
+    BandWalk<T> walk(p, inputs, labels);
+    const int64_t step = walk.columns().block;
+    std::vector<T> gradient((rows + 1) * size), low(padded(p.classes) * step), high(low);
     for (int64_t item = first; item < last; ++item) {
       const int64_t n = item / bands;
       const int64_t begin = item % bands * rows;
+      const int64_t end = std::min(begin + rows, p.in_h);
       const ClassValues<T>& values = samples[n];
       const T* slope = values.probability.empty() ? nullptr : values.probability.data();
       const T* weights = p.label_smoothing != 0 ? values.smoothing.data() : nullptr;
-      std::fill(low.begin(), low.end(), T(0));
-      for (int64_t source = begin; source < std::min(begin + rows, p.in_h); ++source) {
-        std::fill(high.begin(), high.end(), T(0));
-        std::fill(gradient.begin(), gradient.end(), T(0));
-        walk.rows(
-            n, source, ranges[source], values, false,
-            [&](PixelBlock<T>& block, const T* tile, int64_t pixel, int64_t x) {
-              load_upstream(p, upstream.pixel[n * kPixelSums], upstream.losses, pixel, block);
-              pixel_slopes(p, values, block);
-              upsampled_gradients(tile, columns, x, block, slope, weights, p.classes, gradient.data());
-            },
-            [&](const BilinearTap<T>& tap) {
-              add_scaled(gradient.data(), tap.low_weight, size, low.data());
-              add_scaled(gradient.data(), tap.high_weight, size, source + 1 < p.in_h ? high.data() : low.data());
-              std::fill(gradient.begin(), gradient.end(), T(0));
-            });
-        if (source == begin) {
-          first_rows[item] = low;
-        } else {
-          store_gradient_row(p, low.data(), n, source, outputs);
-        }
-        std::swap(low, high);
+      std::fill(gradient.begin(), gradient.end(), T(0));
+      walk.rows(
+          n, begin, end, values, false,
+          [&](PlaneBlock<T>& block, int64_t pixel, int64_t source, const BilinearTap<T>& tap) {
+            load_upstream(p, upstream.pixel[n * kPixelSums], upstream.losses, pixel, block.pixels);
+            pixel_slopes(p, values, block.pixels);
+            T* const next = source + 1 < p.in_h ? high.data() : low.data();
+            spread_gradients(block.tile.data(), block.pixels, slope, weights, tap, p.classes, step, low.data(), next);
+          },
+          [&](int64_t b, int64_t source) {
+            if (source > begin) {
+              shrink(low.data(), p.classes, walk.columns(), b, gradient.data() + (source - 1 - begin) * size);
+              std::swap(low, high);
+            } else {
+              std::fill(low.begin(), low.end(), T(0));
+            }
+            if (source == end) {
+              shrink(low.data(), p.classes, walk.columns(), b, gradient.data() + (end - begin) * size);
+            }
+            std::fill(high.begin(), high.end(), T(0));
+          });
+      for (int64_t source = begin + 1; source < end; ++source) {
+        store_gradient_row(p, gradient.data() + (source - begin) * size, n, source, outputs);
       }
-      beyond[item] = low;
+      first_rows[item].assign(gradient.begin(), gradient.begin() + size);
+      beyond[item].assign(gradient.begin() + (end - begin) * size, gradient.begin() + (end - begin + 1) * size);
     }
   });
   parallel_items(p.batch * bands, size, [&](int64_t first, int64_t last) {
     for (int64_t item = first; item < last; ++item) {
-      if (item % bands != 0) {
-        add_scaled(beyond[item - 1].data(), T(1), size, first_rows[item].data());
+      std::vector<T>& row = first_rows[item];
+      for (int64_t i = 0; item % bands != 0 && i < size; ++i) {
+        row[i] += beyond[item - 1][i];
       }
-      store_gradient_row(p, first_rows[item].data(), item / bands, item % bands * rows, outputs);
+      store_gradient_row(p, row.data(), item / bands, item % bands * rows, outputs);
     }
   });
 }

@@ -1,28 +1,44 @@
-// Softmax over logits that are upsampled bilinearly on the way: vectors run over the classes, which lie side by side,
-// so that neither interpolation nor its transpose gathers. An output row is blended from two source rows, then its
-// pixels.
+// Softmax over logits that are upsampled bilinearly on the way, one dimension at a time: within a block of output
+// columns a source row is stretched once, an output row blends two of them, and vectors run over its pixels. The
+// gradient goes the same way back: it is added up in stretched rows, which are shrunk once each.
 #pragma once
 
 #include "../common/bilinear.h"
-#include "softmax_pixels.h"
+#include "softmax_planes.h"
 
 namespace segkernels {
 namespace {
 
-// Logit of the classes that pad a pixel to whole vectors: its exponential is 0, and it can be interpolated.
-constexpr float kNoClass = -1e30f;
+// Output columns of a block: what it keeps of every class should stay in L1.
+inline int64_t block_columns(int64_t classes, int64_t width) {
+  const int64_t wanted = std::clamp<int64_t>(1536 / classes / kBlockLanes * kBlockLanes, 16, 64);
+  const int64_t blocks = std::max<int64_t>(1, (width + wanted / 2) / wanted);
+  return padded((width + blocks - 1) / blocks);
+}
 
+// Where output columns come from, eight at a time: column base[x / 8] + shift[x] of the source, and the one after it.
+// The source has a copy of its last column behind it.
 template <typename T>
 struct UpsampledColumns {
-  std::vector<int64_t> low;                // [W]
+  int64_t block, blocks;                   // columns of a block, and how many there are
+  std::vector<int64_t> base;               // [W / 8]
+  std::vector<int32_t> shift;              // [W], in [0, 7]
   std::vector<T> low_weight, high_weight;  // [W]
 
-  explicit UpsampledColumns(const SoftmaxParams& p) : low(p.out_w), low_weight(p.out_w), high_weight(p.out_w) {
-    for (int64_t x = 0; x < p.out_w; ++x) {
-      const BilinearTap<T> tap = bilinear_axis<T>(p.in_w, p.out_w, p.align_corners).tap(x);
-      low[x] = tap.low;
-      low_weight[x] = tap.low_weight;
-      high_weight[x] = tap.high_weight;
+  explicit UpsampledColumns(const SoftmaxParams& p)
+      : block(block_columns(p.classes, p.out_w)), blocks((p.out_w + block - 1) / block) {
+    const int64_t width = blocks * block;
+    const BilinearAxis<T> axis = bilinear_axis<T>(p.in_w, p.out_w, p.align_corners);
+    for (int64_t x = 0; x < width; ++x) {
+      const BilinearTap<T> tap = axis.tap(std::min(x, p.out_w - 1));
+      if (x % kBlockLanes == 0) {
+        base.push_back(tap.low);
+      }
+      // Rounding may make it 8: with a weight of (almost) 1, which the other neighbour then takes.
+      const bool beyond = tap.low - base.back() == kBlockLanes;
+      shift.push_back(static_cast<int32_t>(tap.low - base.back() - beyond));
+      low_weight.push_back(beyond || x >= p.out_w ? T(0) : tap.low_weight);
+      high_weight.push_back(x >= p.out_w ? T(0) : (beyond ? T(1) : tap.high_weight));
     }
   }
 };
@@ -43,165 +59,146 @@ std::vector<RowRange> source_rows(const SoftmaxParams& p) {
   return ranges;
 }
 
-// A source row as [w + 1, classes padded]; the last column is there twice, so that every column has a right neighbour.
+// row[shift[0]], row[shift[1]], ...
+SEGKERNELS_INLINE f32x8 pick(const float* row, const int32_t* shift, f32x8 /*type*/) {
+  const f32x8 values = load_vector<f32x8>(row);
+  const i32x8 lanes = load_vector<i32x8>(shift);
+#if defined(__clang__)
+  f32x8 picked;
+  for (int k = 0; k < 8; ++k) {
+    picked[k] = values[lanes[k]];
+  }
+  return picked;
+#else
+  return __builtin_shuffle(values, lanes);
+#endif
+}
+SEGKERNELS_INLINE double pick(const double* row, const int32_t* shift, double /*type*/) {
+  return row[*shift];
+}
+
+// Block b of a source row [C, width] at the output's columns: to [C, block].
 template <typename T>
-void load_source_row(const SoftmaxParams& p, const Planes& inputs, int64_t n, int64_t y, T* row) {
-  const int64_t width = padded(p.classes);
-  dispatch_floating(inputs.dtype, kSoftmaxStatistics, [&]<typename scalar_t>() {
-    if constexpr (std::is_same_v<accumulate_t<scalar_t>, T>) {
-      const scalar_t* from = static_cast<const scalar_t*>(inputs.data);
-      const int64_t step = inputs.step();
-      for (int64_t c = 0; c < p.classes; ++c) {
-        const scalar_t* plane = from + inputs.start(n, c) + y * p.in_w * step;
-        for (int64_t x = 0; x < p.in_w; ++x) {
-          row[x * width + c] = to_compute<T>(plane[x * step]);
+SEGKERNELS_CLONES void stretch(const T* row, int64_t width, int64_t classes, const UpsampledColumns<T>& columns,
+                               int64_t b, T* to) {
+  using V = typename Lanes<T>::vector;
+  const int64_t block = columns.block;
+  const int64_t* base = columns.base.data();
+  for (int64_t i = 0; i < block; i += Lanes<T>::count) {
+    const int64_t x = b * block + i;
+    const int32_t* shift = columns.shift.data() + x;
+    const V low_weight = load_vector<V>(columns.low_weight.data() + x);
+    const V high_weight = load_vector<V>(columns.high_weight.data() + x);
+    const T* from = row + base[x / kBlockLanes];
+    for (int64_t c = 0; c < classes; ++c) {
+      const V low = pick(from + c * width, shift, V{});
+      const V high = pick(from + c * width + 1, shift, V{});
+      store_vector(to + c * block + i, low * low_weight + high * high_weight);
+    }
+  }
+}
+
+SEGKERNELS_INLINE void transpose(f32x8* rows) {
+  f32x8 pairs[8], quads[8];
+  for (int i = 0; i < 8; i += 2) {
+    pairs[i] = __builtin_shufflevector(rows[i], rows[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+    pairs[i + 1] = __builtin_shufflevector(rows[i], rows[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    quads[i] = __builtin_shufflevector(pairs[i], pairs[i + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+    quads[i + 1] = __builtin_shufflevector(pairs[i], pairs[i + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+    quads[i + 2] = __builtin_shufflevector(pairs[i + 1], pairs[i + 3], 0, 1, 8, 9, 4, 5, 12, 13);
+    quads[i + 3] = __builtin_shufflevector(pairs[i + 1], pairs[i + 3], 2, 3, 10, 11, 6, 7, 14, 15);
+  }
+  for (int i = 0; i < 4; ++i) {
+    rows[i] = __builtin_shufflevector(quads[i], quads[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+    rows[i + 4] = __builtin_shufflevector(quads[i], quads[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+  }
+}
+SEGKERNELS_INLINE void transpose(double* /*row*/) {}
+
+// The transpose of stretch: adds block b, `from` [padded C, block], to row [w + 1, padded C].
+template <typename T>
+SEGKERNELS_CLONES void shrink(const T* from, int64_t classes, const UpsampledColumns<T>& columns, int64_t b, T* row) {
+  using V = typename Lanes<T>::vector;
+  constexpr int64_t kSide = Lanes<T>::count;
+  const int64_t block = columns.block;
+  const int64_t width = padded(classes);
+  for (int64_t i = 0; i < block; i += kSide) {
+    const int64_t x = b * block + i;
+    const T* low_weight = columns.low_weight.data() + x;
+    const T* high_weight = columns.high_weight.data() + x;
+    const int32_t* shift = columns.shift.data() + x;
+    T* const first = row + columns.base[x / kBlockLanes] * width;
+    for (int64_t c = 0; c < width; c += kSide) {
+      V pixels[kSide];
+      for (int64_t k = 0; k < kSide; ++k) {
+        pixels[k] = load_vector<V>(from + (c + k) * block + i);
+      }
+      transpose(pixels);
+      for (int64_t k = 0; k < kSide;) {
+        const int32_t column = shift[k];
+        V low{}, high{};
+        for (; k < kSide && shift[k] == column; ++k) {
+          low += pixels[k] * low_weight[k];
+          high += pixels[k] * high_weight[k];
         }
+        T* const to = first + column * width + c;
+        store_vector(to, load_vector<V>(to) + low);
+        store_vector(to + width, load_vector<V>(to + width) + high);
       }
     }
-  });
-  for (int64_t x = 0; x < p.in_w; ++x) {
-    std::fill(row + x * width + p.classes, row + (x + 1) * width, static_cast<T>(kNoClass));
-  }
-  std::copy(row + (p.in_w - 1) * width, row + p.in_w * width, row + p.in_w * width);
-}
-
-template <typename T>
-SEGKERNELS_CLONES void blend(const T* low, const T* high, T low_weight, T high_weight, int64_t count, T* row) {
-  for (int64_t i = 0; i < count; ++i) {
-    row[i] = low[i] * low_weight + high[i] * high_weight;
   }
 }
 
+// One output row of a block: tile = low * low_weight + high * high_weight and its largest logits. Where `valid` is
+// given, logits of other pixels are 0.
 template <typename T>
-SEGKERNELS_CLONES void add_scaled(const T* from, T weight, int64_t count, T* to) {
-  for (int64_t i = 0; i < count; ++i) {
-    to[i] += from[i] * weight;
-  }
-}
-
-SEGKERNELS_INLINE float largest_lane(f32x8 x) {
-  const auto larger = [](float a, float b) SEGKERNELS_INLINE_LAMBDA { return a > b ? a : b; };
-  return larger(larger(larger(x[0], x[4]), larger(x[2], x[6])), larger(larger(x[1], x[5]), larger(x[3], x[7])));
-}
-SEGKERNELS_INLINE double largest_lane(double x) {
-  return x;
-}
-
-// Pixels [begin, begin + count) of a blended row: tile [count, classes padded] = exp(x - max), and what PixelBlock
-// keeps of it.
-template <typename T>
-SEGKERNELS_CLONES void upsampled_softmax(const T* row, const UpsampledColumns<T>& columns, int64_t begin,
-                                         int64_t classes, const T* slope, const T* weights, PixelBlock<T>& block,
-                                         T* tile) {
+SEGKERNELS_CLONES void blend_logits(const T* low, const T* high, BilinearTap<T> tap, int64_t classes, int64_t step,
+                                    int64_t count, const T* valid, T* tile, T* max) {
   using V = typename Lanes<T>::vector;
-  const int64_t width = padded(classes);
+  const V low_weight = V{} + tap.low_weight;
+  const V high_weight = V{} + tap.high_weight;
+  for (int64_t i = 0; i < count; i += Lanes<T>::count) {
+    V most = V{} - std::numeric_limits<T>::infinity();
+    for (int64_t at = i; at < classes * step; at += step) {
+      V x = load_vector<V>(low + at) * low_weight + load_vector<V>(high + at) * high_weight;
+      if (valid) {
+        x = load_vector<V>(valid + i) > V{} ? x : V{};
+      }
+      store_vector(tile + at, x);
+      most = x > most ? x : most;
+    }
+    store_vector(max + i, most);
+  }
+}
+
+// Adds the gradients of one output row of a block to those of the stretched rows that it was blended from; the two may
+// be the same.
+template <typename T>
+SEGKERNELS_CLONES void spread_gradients(const T* tile, const PixelBlock<T>& block, const T* slope, const T* weights,
+                                        BilinearTap<T> tap, int64_t classes, int64_t step, T* low, T* high) {
+  using V = typename Lanes<T>::vector;
+  for (int64_t i = 0; i < padded(block.count); i += Lanes<T>::count) {
+    const V inverse = load_vector<V>(block.inverse + i);
+    const V shift = inverse * load_vector<V>(block.shift + i);
+    const V smoothing = load_vector<V>(block.smoothing + i);
+    for (int64_t c = 0; c < classes; ++c) {
+      const int64_t at = c * step + i;
+      V value = load_vector<V>(tile + at) * (slope ? inverse * slope[c] + shift : shift);
+      if (weights) {
+        value -= smoothing * weights[c];
+      }
+      store_vector(low + at, load_vector<V>(low + at) + value * tap.low_weight);
+      store_vector(high + at, load_vector<V>(high + at) + value * tap.high_weight);
+    }
+  }
   for (int64_t i = 0; i < block.count; ++i) {
-    const int64_t x = begin + i;
-    const T* low = row + columns.low[x] * width;
-    const T* high = low + width;
-    T* pixel = tile + i * width;
-    if (block.bins[i] == classes) {
-      std::fill(pixel, pixel + width, T(0));
-      block.sum[i] = 1;
-      block.label_shift[i] = block.label_exp[i] = block.smoothed[i] = block.dot[i] = 0;
-      continue;
+    if (block.bins[i] < classes) {
+      const int64_t at = block.bins[i] * step + i;
+      low[at] += block.extra[i] * tap.low_weight;
+      high[at] += block.extra[i] * tap.high_weight;
     }
-    const V low_weight = V{} + columns.low_weight[x];
-    const V high_weight = V{} + columns.high_weight[x];
-    V most = load_vector<V>(low) * low_weight + load_vector<V>(high) * high_weight;
-    store_vector(pixel, most);
-    for (int64_t c = Lanes<T>::count; c < width; c += Lanes<T>::count) {
-      const V value = load_vector<V>(low + c) * low_weight + load_vector<V>(high + c) * high_weight;
-      store_vector(pixel + c, value);
-      most = value > most ? value : most;
-    }
-    const T max = largest_lane(most);
-    block.label_shift[i] = pixel[block.bins[i]] - max;
-    if (weights) {
-      V smoothed{};
-      for (int64_t c = 0; c < width; c += Lanes<T>::count) {
-        smoothed += load_vector<V>(weights + c) * (load_vector<V>(pixel + c) - max);
-      }
-      block.smoothed[i] = static_cast<T>(sum_lanes(smoothed));
-    }
-    V sum{}, dot{};
-    for (int64_t c = 0; c < width; c += Lanes<T>::count) {
-      const V e = exp_nonpositive(load_vector<V>(pixel + c) - max);
-      store_vector(pixel + c, e);
-      sum += e;
-      if (slope) {
-        dot += e * load_vector<V>(slope + c);
-      }
-    }
-    block.sum[i] = static_cast<T>(sum_lanes(sum));
-    block.dot[i] = static_cast<T>(sum_lanes(dot));
-    block.label_exp[i] = pixel[block.bins[i]];
-  }
-  for (int64_t i = block.count; i < padded(block.count); ++i) {
-    block.sum[i] = 1;
-    block.label_shift[i] = block.label_exp[i] = block.smoothed[i] = block.dot[i] = 0;
-  }
-}
-
-template <typename T>
-SEGKERNELS_CLONES void sum_upsampled(const T* tile, const PixelBlock<T>& block, int64_t classes, double* region) {
-  using V = typename Lanes<T>::vector;
-  const int64_t width = padded(classes);
-  for (int64_t c = 0; c < width; c += Lanes<T>::count) {
-    V even{}, odd{};
-    int64_t i = 0;
-    for (; i + 2 <= block.count; i += 2) {
-      even += load_vector<V>(tile + i * width + c) * block.inverse[i];
-      odd += load_vector<V>(tile + (i + 1) * width + c) * block.inverse[i + 1];
-    }
-    if (i < block.count) {
-      even += load_vector<V>(tile + i * width + c) * block.inverse[i];
-    }
-    T lanes[Lanes<T>::count];
-    store_vector(lanes, even + odd);
-    for (int64_t k = 0; k < Lanes<T>::count && c + k < classes; ++k) {
-      region[(c + k) * kRegionSums + 1] += static_cast<double>(lanes[k]);
-    }
-  }
-}
-
-// Adds the gradients of the pixels to the columns that they were interpolated from: gradient [w + 1, classes padded].
-template <typename T>
-SEGKERNELS_CLONES void upsampled_gradients(const T* tile, const UpsampledColumns<T>& columns, int64_t begin,
-                                           const PixelBlock<T>& block, const T* slope, const T* weights,
-                                           int64_t classes, T* gradient) {
-  using V = typename Lanes<T>::vector;
-  const int64_t width = padded(classes);
-  for (int64_t first = 0; first < block.count;) {
-    const int64_t column = columns.low[begin + first];
-    int64_t last = first + 1;
-    while (last < block.count && columns.low[begin + last] == column) {
-      ++last;
-    }
-    T* low = gradient + column * width;
-    T* high = low + width;
-    for (int64_t c = 0; c < width; c += Lanes<T>::count) {
-      V to_low = load_vector<V>(low + c);
-      V to_high = load_vector<V>(high + c);
-      const V own = slope ? load_vector<V>(slope + c) : V{};
-      for (int64_t i = first; i < last; ++i) {
-        V value = load_vector<V>(tile + i * width + c) * block.inverse[i] * (own + block.shift[i]);
-        if (weights) {
-          value -= load_vector<V>(weights + c) * block.smoothing[i];
-        }
-        to_low += value * columns.low_weight[begin + i];
-        to_high += value * columns.high_weight[begin + i];
-      }
-      store_vector(low + c, to_low);
-      store_vector(high + c, to_high);
-    }
-    for (int64_t i = first; i < last; ++i) {
-      if (block.bins[i] < classes) {
-        low[block.bins[i]] += block.extra[i] * columns.low_weight[begin + i];
-        high[block.bins[i]] += block.extra[i] * columns.high_weight[begin + i];
-      }
-    }
-    first = last;
   }
 }
 
@@ -212,68 +209,80 @@ inline int64_t band_rows(const SoftmaxParams& p) {
   return (p.in_h + kBands - 1) / kBands;
 }
 
-// Walks the output rows of one band and calls f(block, tile, y, begin) on blocks of softmax values, then row(source, y,
-// tap) after each output row and, after the last one that reads `source` first, done(source).
+// Walks the output rows of one band, one block of columns after the other.
 template <typename T>
 class BandWalk {
  public:
-  BandWalk(const SoftmaxParams& p, const Planes& inputs, const Labels& labels, const UpsampledColumns<T>& columns)
+  BandWalk(const SoftmaxParams& p, const Planes& inputs, const Labels& labels)
       : p_(p),
         inputs_(inputs),
         labels_(labels),
-        columns_(columns),
-        size_((p.in_w + 1) * padded(p.classes)),
-        low_(size_),
-        high_(size_),
-        row_(size_),
-        tile_(std::min(kPixels, p.out_w) * padded(p.classes)) {}
+        columns_(p),
+        ranges_(source_rows<T>(p)),
+        source_((band_rows(p) + 1) * row_size()),
+        low_(p.classes * columns_.block),
+        high_(p.classes * columns_.block),
+        block_(p.classes, columns_.block) {}
 
-  int64_t size() const {
-    return size_;
+  const UpsampledColumns<T>& columns() const {
+    return columns_;
   }
 
+  // Calls f(block, pixel, source, tap) on every block of softmax values whose first source row is one of [begin, end),
+  // after row(b, source) at the beginning of each source row, also at `end`.
   template <typename Block, typename Row>
-  void rows(int64_t n, int64_t source, RowRange range, const ClassValues<T>& values, bool smoothed, const Block& f,
+  void rows(int64_t n, int64_t begin, int64_t end, const ClassValues<T>& values, bool smoothed, const Block& f,
             const Row& row) {
-    if (range.begin == range.end) {
-      return;
-    }
-    load(n, source);
-    const T* slope = values.probability.empty() ? nullptr : values.probability.data();
-    for (int64_t y = range.begin; y < range.end; ++y) {
-      const BilinearTap<T> tap = bilinear_axis<T>(p_.in_h, p_.out_h, p_.align_corners).tap(y);
-      blend(low_.data(), high_.data(), tap.low_weight, tap.high_weight, size_, row_.data());
-      for (int64_t begin = 0; begin < p_.out_w; begin += kPixels) {
-        const int64_t pixel = n * p_.pixels() + y * p_.out_w + begin;
-        pixels_.load(labels_, pixel, std::min(kPixels, p_.out_w - begin), static_cast<int32_t>(p_.classes), values);
-        upsampled_softmax(row_.data(), columns_, begin, p_.classes, slope, smoothed ? values.smoothing.data() : nullptr,
-                          pixels_, tile_.data());
-        f(pixels_, tile_.data(), pixel, begin);
+    for (int64_t y = begin; y <= std::min(end, p_.in_h - 1); ++y) {
+      for (int64_t c = 0; c < p_.classes; ++c) {
+        T* const row = source_.data() + (y - begin) * row_size() + c * width();
+        load_block(inputs_, n, c, y * p_.in_w, p_.in_w, T(0), true, row);
+        std::fill(row + p_.in_w, row + width(), row[p_.in_w - 1]);
       }
-      row(tap);
+    }
+    for (int64_t b = 0; b < columns_.blocks; ++b) {
+      stretch_row(0, b, high_);
+      for (int64_t source = begin; source < end; ++source) {
+        row(b, source);
+        std::swap(low_, high_);
+        stretch_row(std::min(source + 1, p_.in_h - 1) - begin, b, high_);
+        for (int64_t y = ranges_[source].begin; y < ranges_[source].end; ++y) {
+          const BilinearTap<T> tap = bilinear_axis<T>(p_.in_h, p_.out_h, p_.align_corners).tap(y);
+          const int64_t pixel = n * p_.pixels() + y * p_.out_w + b * columns_.block;
+          const int64_t count = std::min(columns_.block, p_.out_w - b * columns_.block);
+          PixelBlock<T>& pixels = block_.pixels;
+          pixels.load(labels_, pixel, count, static_cast<int32_t>(p_.classes), values);
+          blend_logits(low_.data(), high_.data(), tap, p_.classes, columns_.block, padded(count),
+                       pixels.masked ? pixels.valid : nullptr, block_.tile.data(), pixels.max);
+          block_.exponentiate(p_.classes, values, smoothed);
+          f(block_, pixel, source, tap);
+        }
+      }
+      row(b, end);
     }
   }
 
  private:
-  void load(int64_t n, int64_t source) {
-    const int64_t next = std::min(source + 1, p_.in_h - 1);
-    if (n * p_.in_h + source == high_loaded_) {
-      std::swap(low_, high_);
-    } else {
-      load_source_row(p_, inputs_, n, source, low_.data());
-    }
-    load_source_row(p_, inputs_, n, next, high_.data());
-    high_loaded_ = n * p_.in_h + next;
+  // Of a source row, [C, width]: eight values can be read behind its last column. An odd number of vectors, so that the
+  // classes of one column do not evict each other from L1.
+  int64_t width() const {
+    return (padded(p_.in_w + kBlockLanes) / kBlockLanes | 1) * kBlockLanes;
+  }
+  int64_t row_size() const {
+    return p_.classes * width();
+  }
+  void stretch_row(int64_t row, int64_t b, std::vector<T>& to) {
+    stretch(source_.data() + row * row_size(), width(), p_.classes, columns_, b, to.data());
   }
 
   const SoftmaxParams& p_;
   const Planes& inputs_;
   const Labels& labels_;
-  const UpsampledColumns<T>& columns_;
-  int64_t size_;
-  std::vector<T> low_, high_, row_, tile_;
-  PixelBlock<T> pixels_;
-  int64_t high_loaded_ = -1;
+  UpsampledColumns<T> columns_;
+  std::vector<RowRange> ranges_;
+  std::vector<T> source_;      // [rows, C, width]
+  std::vector<T> low_, high_;  // [C, block] stretched
+  PlaneBlock<T> block_;
 };
 
 }  // namespace

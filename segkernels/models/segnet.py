@@ -8,42 +8,21 @@ import torch
 from torch import nn
 
 from segkernels.models._registry import check_input, register_model
-from segkernels.models._weights import Weights, load_weights, read_state_dict
-from segkernels.nn import MaxPool2d, MaxUnpool2d
+from segkernels.models._weights import Weights, load_weights
+from segkernels.models.vgg import load_features, mirrored_stages, pool_with_switches, pooled_with_switches, vgg16_features
+from segkernels.nn import MaxUnpool2d
 
-# VGG16: output channels of the 3x3 convolutions of its five stages, each closed by a pooling.
-_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-_STRIDE = 2 ** len(_STAGES)
-
-
-def _conv_bn_relu(in_channels: int, out_channels: int) -> list[nn.Module]:
-    return [
-        nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
-    ]
-
-
-def _encoder(in_channels: int) -> nn.Sequential:
-    """VGG16 with batch normalisation; its keys are those of ``features`` in torchvision's ``vgg16_bn``."""
-    layers: list[nn.Module] = []
-    channels = in_channels
-    for stage in _STAGES:
-        for out_channels in stage:
-            layers += _conv_bn_relu(channels, out_channels)
-            channels = out_channels
-        # One byte of index per window, where the position in the plane takes eight.
-        layers.append(MaxPool2d(2, return_indices=True, index_dtype=torch.uint8))
-    return nn.Sequential(*layers)
+_STRIDE = 32
 
 
 def _decoder(num_classes: int) -> nn.ModuleList:
     """The encoder's stages backwards; the last convolution gives the logits."""
-    inputs = (num_classes, *(stage[-1] for stage in _STAGES[:-1]))
     stages = []
-    for stage, stage_input in zip(reversed(_STAGES), reversed(inputs)):
-        widths = (*reversed(stage), stage_input)
-        stages.append([layer for pair in zip(widths, widths[1:]) for layer in _conv_bn_relu(*pair)])
+    for stage in mirrored_stages(64, num_classes):
+        layers: list[nn.Module] = []
+        for in_channels, out_channels in stage:
+            layers += [nn.Conv2d(in_channels, out_channels, 3, padding=1), nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
+        stages.append(layers)
     del stages[-1][-2:]
     return nn.ModuleList(nn.Sequential(*layers) for layers in stages)
 
@@ -54,7 +33,7 @@ class SegNet(nn.Module):
     def __init__(self, in_channels: int = 3, num_classes: int = 21) -> None:
         super().__init__()
         self.in_channels = in_channels
-        self.encoder = _encoder(in_channels)
+        self.encoder = vgg16_features(in_channels, batch_norm=True, pool=pool_with_switches)
         self.unpool = MaxUnpool2d(2)
         self.decoder = _decoder(num_classes)
         for module in self.modules():
@@ -64,17 +43,9 @@ class SegNet(nn.Module):
 
     def forward(self, input: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
         check_input(input, self.in_channels, _STRIDE)
-        x = input
-        pooled = []
-        for layer in self.encoder:
-            if isinstance(layer, MaxPool2d):
-                size = x.shape[2:]
-                x, indices = layer(x)
-                pooled.append((indices, size))
-            else:
-                x = layer(x)
+        x, switches = pooled_with_switches(self.encoder, input)
         for stage in self.decoder:
-            indices, size = pooled.pop()
+            indices, size = switches.pop()
             x = stage(self.unpool(x, indices, output_size=size))
         return OrderedDict(out=x)
 
@@ -98,7 +69,8 @@ def segnet(
         in_channels: channels of the input.
         num_classes: channels of the logits.
         weights: path of a state dict of this model to load, strictly.
-        weights_backbone: path of a state dict of torchvision's ``vgg16_bn`` (three input channels) for the encoder.
+        weights_backbone: a member of :class:`VGG16_BN_Weights`, or the path of a state dict of torchvision's ``vgg16_bn``
+            (three input channels), for the encoder.
         progress: show a progress bar while weights are downloaded; a path downloads nothing.
 
     Returns:
@@ -109,10 +81,6 @@ def segnet(
         ValueError: from ``forward``, for another rank, number of channels, or a smaller input.
     """
     model = SegNet(in_channels, num_classes)
-    if weights_backbone is not None:
-        prefix = "features."
-        backbone = read_state_dict(weights_backbone)
-        features = {key.removeprefix(prefix): value for key, value in backbone.items() if key.startswith(prefix)}
-        model.encoder.load_state_dict(features)
+    load_features(model.encoder, weights_backbone, progress, batch_norm=True)
     load_weights(model, weights, progress)
     return model

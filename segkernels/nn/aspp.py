@@ -123,5 +123,6 @@ def _branches(branches: list[Any], input: torch.Tensor) -> list[torch.Tensor]:
 
 def _is_affine(norm: nn.Module) -> bool:
     """A BatchNorm in eval, which nothing watches."""
-    plain = type(norm) is nn.BatchNorm2d and not norm.training and not norm._forward_hooks
-    return bool(plain and norm.affine and norm.running_mean is not None)
+    if type(norm) is not nn.BatchNorm2d or norm.training or norm._forward_hooks:
+        return False
+    return norm.affine and norm.running_mean is not None

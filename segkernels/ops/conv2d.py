@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from segkernels._flops import conv_backward_flops, conv_flops
 from segkernels._layout import memory_format
 from segkernels._register import double_backward_through, register
 from segkernels.ops._arguments import check_floating, check_rank, pair
@@ -62,6 +63,7 @@ _op = register(
     setup_context=_setup_context,
     vendor=_vendor,
     autocast="lower",
+    flops=conv_flops,
 )
 _double_backward, _double_setup_context = double_backward_through(reference.conv2d_backward)
 _op_backward = register(
@@ -72,6 +74,7 @@ _op_backward = register(
     backward=_double_backward,
     setup_context=_double_setup_context,
     vendor=reference.conv2d_backward,
+    flops=conv_backward_flops,
 )
 
 

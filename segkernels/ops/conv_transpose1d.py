@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from segkernels._flops import conv_transpose_backward_flops, conv_transpose_flops
 from segkernels._register import double_backward_through, register
 from segkernels.ops._arguments import check_floating, check_rank, single
 from segkernels.ops._conv_arguments import check_conv_transpose
@@ -66,6 +67,7 @@ _op = register(
     setup_context=_setup_context,
     vendor=_vendor,
     autocast="lower",
+    flops=conv_transpose_flops,
 )
 _double_backward, _double_setup_context = double_backward_through(reference.conv_transpose1d_backward)
 _op_backward = register(
@@ -76,6 +78,7 @@ _op_backward = register(
     backward=_double_backward,
     setup_context=_double_setup_context,
     vendor=reference.conv_transpose1d_backward,
+    flops=conv_transpose_backward_flops,
 )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from segkernels._flops import conv_transpose_backward_flops, conv_transpose_flops
 from segkernels._layout import memory_format
 from segkernels._register import double_backward_through, register
 from segkernels.ops._arguments import check_floating, check_rank, pair
@@ -74,6 +75,7 @@ _op = register(
     setup_context=_setup_context,
     vendor=_vendor,
     autocast="lower",
+    flops=conv_transpose_flops,
 )
 _double_backward, _double_setup_context = double_backward_through(reference.conv_transpose2d_backward)
 _op_backward = register(
@@ -84,6 +86,7 @@ _op_backward = register(
     backward=_double_backward,
     setup_context=_double_setup_context,
     vendor=reference.conv_transpose2d_backward,
+    flops=conv_transpose_backward_flops,
 )
 
 

