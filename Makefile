@@ -57,7 +57,7 @@ format: $(LINTERS)
 
 bench: $(BUILT)
 	$(PYTHON) -m benchmarks
-	$(PYTHON) -m benchmarks.readme
+	$(PYTHON) -m benchmarks report --out build/report.html
 
 # build/lib* would hand files of an older version to the wheel.
 wheel: $(BUILT)

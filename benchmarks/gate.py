@@ -33,11 +33,11 @@ def step(function: Callable[..., Any], inputs: Sequence[Any], grad: tuple[int, .
 
 
 def with_leaves(inputs: Sequence[Any], grad: tuple[int, ...], dtype: torch.dtype | None = None) -> list[Any]:
-    """Inputs whose ``grad`` positions are leaves that take a gradient; floating-point tensors, in lists too, in ``dtype``."""
+    """Inputs whose ``grad`` positions are leaves with a gradient; floating-point tensors, inside others too, in ``dtype``."""
 
     def converted(value: Any, leaf: bool) -> Any:
-        if isinstance(value, list):
-            return [converted(element, leaf) for element in value]
+        if isinstance(value, (list, tuple)):
+            return type(value)([converted(element, leaf) for element in value])
         if isinstance(value, torch.Tensor) and value.is_floating_point():
             value = value.to(dtype or value.dtype)
         return value.detach().clone(memory_format=torch.preserve_format).requires_grad_() if leaf else value
@@ -49,8 +49,8 @@ def copied(inputs: Sequence[Any], grad: tuple[int, ...]) -> list[Any]:
     """The same values at other addresses; those of ``grad`` take a gradient."""
 
     def one(value: Any, leaf: bool) -> Any:
-        if isinstance(value, list):
-            return [one(element, leaf) for element in value]
+        if isinstance(value, (list, tuple)):
+            return type(value)([one(element, leaf) for element in value])
         if not isinstance(value, torch.Tensor):
             return value
         return value.detach().clone(memory_format=torch.preserve_format).requires_grad_(leaf)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from benchmarks import command, goals, options, readme, results, runner
 from benchmarks.cases import BASELINES_PEAK, Case, GpuGoal, Sweep, Work, case_named, load, models, operators, sweeps
 from benchmarks.ceilings import Ceilings
-from benchmarks.gate import is_right
+from benchmarks.gate import is_right, with_leaves
 from benchmarks.models._case import model_case
 from benchmarks.results import Row
 from benchmarks.timing import Spread, interleaved, ratios
@@ -99,6 +99,15 @@ def test_labels_may_turn_over_where_the_baseline_does():
     assert is_right(case, inputs, None)
     one_off = dataclasses.replace(case, ours=lambda x: x.argmax(1).index_fill(0, torch.tensor([7]), 9))
     assert not is_right(one_off, inputs, None)
+
+
+def test_gate_converts_tensors_inside_lists_and_tuples():
+    pair = torch.randn(3), torch.randn(3)
+    case = relu_case(ours=lambda pair, rest: pair[0] * rest[0][1])
+    case = dataclasses.replace(case, baselines={"eager": case.ours}, grad=())
+    assert is_right(case, (pair, [pair, (2, 3)]), None)
+    image, (values, size) = with_leaves((pair, [pair, (2, 3)]), (), torch.float64)
+    assert {tensor.dtype for tensor in (*image, *values)} == {torch.float64} and size == (2, 3)
 
 
 def test_goals(monkeypatch):

@@ -7,7 +7,8 @@ import dataclasses
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cases import BASELINES_PEAK, HALF, Case, GpuGoal, GroupGoal, Sweep, Work
+from benchmarks.cases import HALF, Case, GpuGoal, GroupGoal, Sweep, Work
+from benchmarks.ops._convolutions import EVERY_ROW, OVERHEAD
 from segkernels.ops import conv2d
 
 
@@ -35,8 +36,7 @@ def case(name, shape, out_channels, kernel, dilation=1, groups=1, **rest):
         baselines={"eager": F.conv2d, "channels_last": F.conv2d},
         channels_last=("channels_last",),
         work=work,
-        memory_goals={"fwdbwd": BASELINES_PEAK} if "fwdbwd" in rest.get("modes", ("fwdbwd",)) else {},
-        **({"grad": (0, 1)} | rest),
+        **(EVERY_ROW | {"grad": (0, 1)} | rest),
     )  # fmt: skip
 
 
@@ -79,7 +79,7 @@ CASES = [
         "gpu depthwise k31 32x128x64x64", (32, 128, 64, 64), 128, 31, 1, 128, devices=("cuda",),
         gpu_goals={"fwd": GpuGoal({"best": 3.0}, dtypes=HALF), "fwdbwd": GpuGoal({"best": 3.0}, dtypes=HALF)},
     ),
-    case("8x8 overhead", (1, 1, 8, 8), 1, 3, modes=("fwd",), overhead_goals={"fwd": 15.0}),
+    case("8x8 overhead", (1, 1, 8, 8), 1, 3, **OVERHEAD),
 ]  # fmt: skip
 GROUP_GOALS = [GroupGoal("depthwise", "fwd", 3.0), GroupGoal("depthwise", "fwdbwd", 4.0)]
 SWEEPS = [

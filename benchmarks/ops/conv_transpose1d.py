@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cases import BASELINES_PEAK, Case, Work
+from benchmarks.cases import Case, Work
+from benchmarks.ops._convolutions import EVERY_ROW, OVERHEAD
 from segkernels.ops import conv_transpose1d
 
 
@@ -33,8 +34,7 @@ def case(name, shape, out_channels, kernel, stride, padding=0, **rest):
         baselines={"eager": F.conv_transpose1d},
         work=work,
         grad=(0, 1, 2),
-        memory_goals={"fwdbwd": BASELINES_PEAK} if "fwdbwd" in rest.get("modes", ("fwdbwd",)) else {},
-        **rest,
+        **(EVERY_ROW | rest),
     )
 
 
@@ -43,5 +43,5 @@ CASES = [
     case("unet1d k2 s2 16x256x512", (16, 256, 512), 128, 2, 2, goals=NEVER_SLOWER),
     case("unet1d k2 s2 16x64x4096", (16, 64, 4096), 32, 2, 2, goals=NEVER_SLOWER),
     case("hifigan k16 s8 4x512x64", (4, 512, 64), 256, 16, 8, 4, goals=NEVER_SLOWER),
-    case("8 overhead", (1, 1, 8), 1, 2, 2, modes=("fwd",), overhead_goals={"fwd": 15.0}),
+    case("8 overhead", (1, 1, 8), 1, 2, 2, **OVERHEAD),
 ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cases import BASELINES_PEAK, HALF, Case, GpuGoal, GroupGoal, Sweep, Work
+from benchmarks.cases import HALF, Case, GpuGoal, GroupGoal, Sweep, Work
+from benchmarks.ops._convolutions import EVERY_ROW, OVERHEAD
 from segkernels.ops import conv_transpose2d
 
 
@@ -33,8 +34,7 @@ def case(name, shape, out_channels, kernel, stride, padding=0, bias=True, groups
         baselines={"eager": F.conv_transpose2d, "channels_last": F.conv_transpose2d},
         work=work,
         grad=(0, 1, 2) if bias else (0, 1),
-        memory_goals={"fwdbwd": BASELINES_PEAK} if "fwdbwd" in rest.get("modes", ("fwdbwd",)) else {},
-        **({"channels_last": ("channels_last",)} | rest),
+        **(EVERY_ROW | {"channels_last": ("channels_last",)} | rest),
     )
 
 
@@ -60,7 +60,7 @@ CASES = [
     case("depthwise k4 s2 4x256x32x32", (4, 256, 32, 32), 256, 4, 2, 1, bias=False, groups=256, goals=DEPTHWISE),
     *(case(f"gpu unet 16x{c}x{s}x{s}", (16, c, s, s), c // 2, 2, 2, **ON_GPU) for c, s in ((1024, 32), (512, 64), (256, 128))),
     case("gpu mask head 400x256x14x14", (400, 256, 14, 14), 256, 2, 2, **ON_GPU),
-    case("8x8 overhead", (1, 1, 8, 8), 1, 2, 2, modes=("fwd",), overhead_goals={"fwd": 15.0}),
+    case("8x8 overhead", (1, 1, 8, 8), 1, 2, 2, **OVERHEAD),
 ]
 GROUP_GOALS = [GroupGoal("unet decoder", "fwd", 1.1), GroupGoal("unet decoder", "fwdbwd", 1.1)]
 SWEEPS = [Sweep("side", (16, 32, 64, 128, 256, 512), lambda s: case(f"k2 s2 1x64x{s}x{s}", (1, 64, s, s), 32, 2, 2))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import torch
@@ -39,6 +40,10 @@ ON_GPU = {"devices": ("cuda",), "gpu_goals": {mode: GpuGoal(roofline=0.8) for mo
 CASES = [
     case("indices 4x64x224x224", SEGNET, goals={"fwd": 6.0, "fwdbwd": 3.0}),
     case("uint8 indices 4x64x224x224", SEGNET, index_bytes=1, goals={"fwd": 6.0, "fwdbwd": 3.0}),
+    dataclasses.replace(
+        case("uint8 to int64 indices 4x64x224x224", SEGNET, index_bytes=1, goals={"fwd": 1.0, "fwdbwd": 1.0}),
+        baselines={"int64": functools.partial(max_pool2d, return_indices=True)},
+    ),
     case("indices 4x64x224x224 channels_last", SEGNET, channels_last=True),
     case("no indices 4x64x224x224", SEGNET, index_bytes=0),
     case("indices 4x512x28x28", (4, 512, 28, 28)),
