@@ -86,7 +86,7 @@ def cpu_library() -> Extension:
     flags = [*CXX_FLAGS, *STABLE, *(SANITIZE_FLAGS if SANITIZE else [])]
     extension = torch_build.CppExtension(
         "segkernels._ops_cpu",
-        sources("cpu", "cpp"),
+        [*sources("common", "cpp"), *sources("cpu", "cpp")],
         py_limited_api=True,
         extra_compile_args={"cxx": flags},
         extra_link_args=[EXPORT_NOTHING, *(["-fsanitize=address,undefined"] if SANITIZE else [])],

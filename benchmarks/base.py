@@ -24,15 +24,22 @@ def _run(*command: str, cwd: Path, **environment: str) -> None:
         raise SystemExit(f"--base: {' '.join(command[:3])} failed:\n{(done.stdout + done.stderr)[-2000:]}")
 
 
+def build(tree: Path, device: str) -> None:
+    """Its libraries; the CUDA one only where it is asked for, because it takes longer."""
+    cuda = "1" if device == "cuda" else "0"
+    command = (sys.executable, "setup.py", "-q", "build_ext", "--inplace")
+    _run(*command, cwd=tree, SEGKERNELS_REQUIRE_NATIVE="1", SEGKERNELS_CUDA=cuda)
+
+
 @contextlib.contextmanager
-def worktree(commit: str, say: Callable[[str], object] = print) -> Iterator[Path]:
+def worktree(commit: str, device: str = "cpu", say: Callable[[str], object] = print) -> Iterator[Path]:
     """A folder with that commit's package, built, and this commit's benchmarks; removed at the end."""
     folder = Path(tempfile.mkdtemp(prefix="segkernels-base-"))
     tree = folder / "tree"
     try:
         _run("git", "worktree", "add", "--detach", str(tree), commit, cwd=ROOT)
         say(f"building {commit}")
-        _run(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=tree, SEGKERNELS_REQUIRE_NATIVE="1")
+        build(tree, device)
         shutil.rmtree(tree / "benchmarks", ignore_errors=True)
         shutil.copytree(ROOT / "benchmarks", tree / "benchmarks", ignore=shutil.ignore_patterns("__pycache__", "results"))
         yield tree

@@ -76,7 +76,7 @@ def take(options: argparse.Namespace, console, todo: list, tops: dict, facts: di
         if options.allocator == "both":
             default = stack.enter_context(worker.Worker(without_settings()))
         if options.base:
-            tree = stack.enter_context(base.worktree(options.base, console.print))
+            tree = stack.enter_context(base.worktree(options.base, options.device, console.print))
             base_worker = stack.enter_context(worker.Worker(dict(os.environ), tree))
         progress = stack.enter_context(Progress(*columns, console=console, transient=True))
         task = progress.add_task("", total=len(todo))

@@ -34,19 +34,19 @@ capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 
 export SEGKERNELS_CUDA=1 SEGKERNELS_REQUIRE_NATIVE=1 SEGKERNELS_CUDA_ARCHS=${SEGKERNELS_CUDA_ARCHS:-$capability}
 "$python" -c "import xdist" 2>/dev/null && parallel="-n 4"
 
-step build 150 "$python" setup.py -q build_ext --inplace
-step doctor 30 "$python" -m segkernels doctor
+step build 120 "$python" setup.py -q build_ext --inplace
+step doctor 20 "$python" -m segkernels doctor
 # Another process of the same tests would build the emulated library, too.
 export SEGKERNELS_EMULATED_LIBRARY=/none
 # shellcheck disable=SC2086
-step tests 120 "$python" -m pytest tests/ops -k "cuda or gpu or devices" -p no:cacheprovider --tb=short ${parallel:-}
+step tests 100 "$python" -m pytest tests/ops -k "cuda or gpu or devices" -p no:cacheprovider --tb=short ${parallel:-}
 for tool in memcheck racecheck; do
-  step "$tool" 45 compute-sanitizer --tool "$tool" --error-exitcode 1 "$python" -m pytest -x -p no:cacheprovider \
+  step "$tool" 35 compute-sanitizer --tool "$tool" --error-exitcode 1 "$python" -m pytest -x -p no:cacheprovider \
     tests/ops/test_max_unpool2d.py tests/ops/test_confusion_matrix.py -k "cuda-cuda and float32 and test_forward"
 done
-step bench 150 "$python" -m segkernels bench --device cuda --dtype fp32,bf16 --seconds 0.1 --out "$out/rows.csv" --check
-step kernels 45 "$python" -m benchmarks.kernels --out "$out/kernels.csv"
-step resources 60 "$python" -m benchmarks.resources --archs "$capability" --out "$out/resources.csv"
+step bench 180 "$python" -m segkernels bench --device cuda --dtype fp32,bf16 --seconds 0.1 --out "$out/rows.csv" --check
+step kernels 40 "$python" -m benchmarks.kernels --out "$out/kernels.csv"
+step resources 50 "$python" -m benchmarks.resources --archs "$capability" --out "$out/resources.csv"
 
 tar -czf "$archive" -C "$out" --exclude "$(basename "$archive")" .
 printf '\n%s\n' "$archive"

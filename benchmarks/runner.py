@@ -107,13 +107,14 @@ def prepare(
     grad = case.grad if seed is not None else ()
     copies = gpu.copies_for(gpu.size_of(inputs), l2) if l2 else 1
     shared = [copied(inputs, grad) if copies > 1 or grad else list(inputs) for _ in range(copies)]
+    seeds = [None if seed is None else seed.clone() for _ in range(copies)]
     calls = {}
     for name, function in functions.items():
-        mine, mine_seed = shared, seed
+        mine, mine_seeds = shared, seeds
         if name in case.channels_last:
             mine = [channels_last(values) for values in shared]
-            mine_seed = None if seed is None else channels_last([seed])[0]
-        call = gpu.Rotation([step(function, values, grad, mine_seed) for values in mine])
+            mine_seeds = channels_last(seeds)
+        call = gpu.Rotation([step(function, values, grad, last) for values, last in zip(mine, mine_seeds)])
         if name == OURS or attempt(call) is not None:
             calls[name] = call
     return calls, right

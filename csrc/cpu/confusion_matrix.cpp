@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../common/check.h"
+#include "../common/confusion_matrix.h"
 #include "../common/joint_histogram.h"
 #include "../common/label_bins.h"
 #include "../common/parallel.h"
@@ -117,20 +118,6 @@ void count_labels(const Labels& target, const Labels& prediction, int64_t pixels
   count_items(pixels, 2, counts, count_range);
 }
 
-// Dense with the channels innermost. One pixel per image is that too: it makes [N, C] one run of pixels.
-bool channels_innermost(const Tensor& logits) {
-  int64_t expected = logits.size(1);
-  for (int64_t d = logits.dim() - 1; d >= 0; --d) {
-    if (d != 1 && logits.size(d) != 1) {
-      if (logits.stride(d) != expected) {
-        return false;
-      }
-      expected *= logits.size(d);
-    }
-  }
-  return logits.size(1) == 1 || logits.stride(1) == 1;
-}
-
 template <typename scalar_t>
 void count_logits(const Tensor& logits, bool channels_last, const Labels& target, const Counts& counts) {
   const int64_t images = logits.size(0);
@@ -171,21 +158,6 @@ void count_upsampled(const Tensor& logits, bool channels_last, int64_t out_h, in
   count_items(logits.size(0) * out_h, out_w * classes, counts, count_rows);
 }
 
-// Whether the logits have to be upsampled to the target; raises when their shapes do not fit.
-bool check_logits(const Tensor& logits, const Tensor& target, int64_t classes) {
-  bool fits = logits.dim() == target.dim() + 1 && logits.size(0) == target.size(0) && logits.size(1) == classes;
-  bool same = true;
-  bool smaller = logits.dim() == 4;
-  for (int64_t d = 1; fits && d < target.dim(); ++d) {
-    same = same && logits.size(d + 1) == target.size(d);
-    smaller = smaller && logits.size(d + 1) > 0 && logits.size(d + 1) <= target.size(d);
-  }
-  STD_TORCH_CHECK(fits && (same || smaller), "confusion_matrix: expected logits [N, ", classes,
-                  ", *] of the size of the target [N, *], or smaller in two dimensions, got ", shape_string(logits),
-                  " and ", shape_string(target));
-  return !same;
-}
-
 bool is_floating(ScalarType dtype) {
   return dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
          dtype == ScalarType::BFloat16;
@@ -194,8 +166,7 @@ bool is_floating(ScalarType dtype) {
 std::tuple<Tensor, Tensor> confusion_matrix_cpu(const Tensor& prediction,  // [N, *] labels or [N, C, *] logits
                                                 const Tensor& target,      // [N, *]
                                                 int64_t num_classes, std::optional<int64_t> ignore_index) {
-  STD_TORCH_CHECK(num_classes >= 1 && num_classes < INT32_MAX - 1, "confusion_matrix: expected num_classes >= 1, got ",
-                  num_classes);
+  check_num_classes(num_classes);
   const int64_t shape[] = {num_classes, num_classes};
   Tensor matrix = torch::stable::empty({shape, 2}, ScalarType::Long);
   const int64_t pair[] = {2};
@@ -211,7 +182,7 @@ std::tuple<Tensor, Tensor> confusion_matrix_cpu(const Tensor& prediction,  // [N
     count_labels(truth, predicted, target.numel(), counts);
     return {matrix, invalid};
   }
-  const bool upsampled = check_logits(prediction, target, num_classes);
+  const bool upsampled = check_confusion_logits(prediction, target, num_classes);
   const bool channels_last = channels_innermost(prediction);
   const Tensor logits = channels_last ? prediction : torch::stable::contiguous(prediction);
   dispatch_floating(logits.scalar_type(), "confusion_matrix", [&]<typename scalar_t>() {

@@ -48,16 +48,13 @@ struct PlaneGrad {
   T intersection, probability, loss;
 };
 
-enum Power { kZero, kTwo, kAny };  // of gamma
-
-template <Power kPower, typename V, typename T>
+// gamma is 2, or kAny.
+template <bool kAny, typename V, typename T>
 SEGKERNELS_INLINE V power(V m, T gamma) {
-  if constexpr (kPower == kZero) {
-    return V{} + 1;
-  } else if constexpr (kPower == kTwo) {
-    return m * m;
-  } else {
+  if constexpr (kAny) {
     return exp_nonpositive(log_finite(m) * gamma);
+  } else {
+    return m * m;
   }
 }
 
@@ -90,7 +87,7 @@ SEGKERNELS_INLINE void prepare(const T* x, int64_t count, T* prepared) {
 }
 
 // Adds one block's sums; writes its losses too when `losses` is given.
-template <Power kPower, typename T>
+template <bool kAny, typename T>
 SEGKERNELS_CLONES void block_sums(const T* x, const T* target, int64_t count, PixelWeights<T> w, T* losses,
                                   double* sums) {
   using V = typename Lanes<T>::vector;
@@ -105,7 +102,7 @@ SEGKERNELS_CLONES void block_sums(const T* x, const T* target, int64_t count, Pi
     intersection += w.min_intersection ? least : product;
     probability += pixel.p;
     positive += t;
-    const V value = power<kPower>(pixel.error, w.gamma) * pixel.cross_entropy;
+    const V value = w.gamma == 0 ? pixel.cross_entropy : power<kAny>(pixel.error, w.gamma) * pixel.cross_entropy;
     loss += value;
     if (losses) {
       store_vector(losses + i, value);
@@ -118,7 +115,7 @@ SEGKERNELS_CLONES void block_sums(const T* x, const T* target, int64_t count, Pi
 }
 
 // `scale`, when given, is added to grad.loss pixel by pixel.
-template <Power kPower, typename T>
+template <bool kAny, typename T>
 SEGKERNELS_CLONES void block_gradient(const T* x, const T* target, const T* scale, int64_t count, PixelWeights<T> w,
                                       PlaneGrad<T> grad, T* output) {
   using V = typename Lanes<T>::vector;
@@ -129,17 +126,21 @@ SEGKERNELS_CLONES void block_gradient(const T* x, const T* target, const T* scal
     const Pixel<V> pixel = pixel_of(load_vector<V>(x + i), load_vector<V>(prepared + i), t, w);
     const V dp = pixel.p * pixel.q;
     V slope = (1 - t) * pixel.p * w.negative - t * pixel.q * w.positive;
-    if constexpr (kPower != kZero) {
+    if (w.gamma != 0) {
       // d error / dx over the error; both vanish together.
       const V tiny = V{} + std::numeric_limits<T>::min();
       const V change = (1 - t - t) * dp / (pixel.error < tiny ? tiny : pixel.error);
-      slope = power<kPower>(pixel.error, w.gamma) * (slope + change * pixel.cross_entropy * w.gamma);
+      slope = power<kAny>(pixel.error, w.gamma) * (slope + change * pixel.cross_entropy * w.gamma);
     }
     const V half = pixel.p < t ? V{} + 1 : (pixel.p > t ? V{} : V{} + T(0.5));
     const V inside = w.min_intersection ? half : t;
     const V by_loss = scale ? load_vector<V>(scale + i) + grad.loss : V{} + grad.loss;
     store_vector(output + i, slope * by_loss + dp * (inside * grad.intersection + grad.probability));
   }
+}
+
+inline bool any_power(const SigmoidParams& p) {
+  return p.gamma != 0 && p.gamma != 2;
 }
 
 template <typename T>
@@ -240,7 +241,7 @@ struct Source {
 };
 
 // False with a label other than 0 and 1. region: [N, C, 3], pixel: [N, C, 2].
-template <Power kPower, typename T>
+template <typename T>
 bool collect(const Source<T>& source, const Planes* losses, double* region, double* pixel) {
   const SigmoidParams& p = source.p;
   const int64_t chunks = (p.pixels() + kChunk - 1) / kChunk;
@@ -256,7 +257,8 @@ bool collect(const Source<T>& source, const Planes* losses, double* region, doub
       const int64_t count = std::min(kBlock, end - i);
       const T* x = source.load(n, c, i, count, target, buffer);
       bad |= target.wrong_label;
-      block_sums<kPower>(x, target.value, padded(count), source.weights(c), losses ? values : nullptr, sums.data());
+      (any_power(p) ? block_sums<true, T> : block_sums<false, T>)(x, target.value, padded(count), source.weights(c),
+                                                                  losses ? values : nullptr, sums.data());
       sums[4] += static_cast<double>(target.valid_count);
       if (losses) {
         store_block(values, *losses, n, c, i, count);
@@ -280,7 +282,7 @@ bool collect(const Source<T>& source, const Planes* losses, double* region, doub
 }
 
 // The gradient of every block of the target's size, to `write(item, n, c, begin, count, values)`.
-template <Power kPower, typename T, typename F>
+template <typename T, typename F>
 void for_each_gradient(const Source<T>& source, const Planes* scales, const std::vector<PlaneGrad<T>>& grads,
                        const F& write) {
   const SigmoidParams& p = source.p;
@@ -293,8 +295,9 @@ void for_each_gradient(const Source<T>& source, const Planes* scales, const std:
       const int64_t count = std::min(kBlock, end - i);
       const T* x = source.load(n, c, i, count, target, buffer);
       const T* scale = scales ? load_block(*scales, n, c, i, count, T{0}, false, scale_buffer) : nullptr;
-      block_gradient<kPower>(x, target.value, scale, padded(count), source.weights(c), grads[n * p.channels + c],
-                             output);
+      (any_power(p) ? block_gradient<true, T> : block_gradient<false, T>)(x, target.value, scale, padded(count),
+                                                                          source.weights(c), grads[n * p.channels + c],
+                                                                          output);
       if (target.masked) {
         replace_ignored(target.valid, count, T{0}, output);
       }
@@ -303,15 +306,15 @@ void for_each_gradient(const Source<T>& source, const Planes* scales, const std:
   });
 }
 
-template <Power kPower, typename T>
+template <typename T>
 void write_gradient(const Source<T>& source, const Planes* scales, const std::vector<PlaneGrad<T>>& grads,
                     const Planes& outputs) {
   const SigmoidParams& p = source.p;
   if (!p.upsamples()) {
-    for_each_gradient<kPower, T>(source, scales, grads,
-                                 [&](int64_t, int64_t n, int64_t c, int64_t begin, int64_t count, const T* values) {
-                                   store_block(values, outputs, n, c, begin, count);
-                                 });
+    for_each_gradient<T>(source, scales, grads,
+                         [&](int64_t, int64_t n, int64_t c, int64_t begin, int64_t count, const T* values) {
+                           store_block(values, outputs, n, c, begin, count);
+                         });
     return;
   }
   // Every chunk sums into rows of its own, which are then added up in the order of chunks.
@@ -325,7 +328,7 @@ void write_gradient(const Source<T>& source, const Planes* scales, const std::ve
   }
   std::vector<T> sums(p.batch * p.channels * start[chunks]);
   const auto rows_of = [&](int64_t plane, int64_t chunk) { return sums.data() + plane * start[chunks] + start[chunk]; };
-  for_each_gradient<kPower, T>(
+  for_each_gradient<T>(
       source, scales, grads, [&](int64_t, int64_t n, int64_t c, int64_t begin, int64_t count, const T* values) {
         const int64_t chunk = begin / kChunk;
         gather_block(p, source.taps, values, begin, count, first[chunk], rows_of(n * p.channels + c, chunk));
@@ -367,22 +370,13 @@ Planes planes_of(const Tensor& tensor, bool channels_last) {
           channels_last};
 }
 
-// float for the half types, double for double: calls f<kPower, T>.
+// float for the half types, double for double.
 template <typename F>
-void dispatch_kernel(const SigmoidParams& p, ScalarType dtype, const F& f) {
-  const auto with_type = [&]<typename T>() {
-    if (p.gamma == 0) {
-      f.template operator()<kZero, T>();
-    } else if (p.gamma == 2) {
-      f.template operator()<kTwo, T>();
-    } else {
-      f.template operator()<kAny, T>();
-    }
-  };
+void dispatch_kernel(ScalarType dtype, const F& f) {
   if (dtype == ScalarType::Double) {
-    with_type.template operator()<double>();
+    f.template operator()<double>();
   } else {
-    with_type.template operator()<float>();
+    f.template operator()<float>();
   }
 }
 
@@ -405,10 +399,10 @@ std::tuple<Tensor, Tensor, Tensor> sigmoid_statistics_cpu(const Tensor& input,  
   Tensor map = empty_nchw(p.batch, p.channels, losses ? p.height : 0, losses ? p.width : 0, dtype, input, false);
   const Planes map_planes = planes_of(map, false);
   bool right = true;
-  dispatch_kernel(p, dtype, [&]<Power kPower, typename T>() {
+  dispatch_kernel(dtype, [&]<typename T>() {
     const Source<T> source(p, planes_of(logits, channels_last), planes_of(labels, target_last));
-    right = collect<kPower, T>(source, losses ? &map_planes : nullptr, static_cast<double*>(region.mutable_data_ptr()),
-                               static_cast<double*>(pixel.mutable_data_ptr()));
+    right = collect<T>(source, losses ? &map_planes : nullptr, static_cast<double*>(region.mutable_data_ptr()),
+                       static_cast<double*>(pixel.mutable_data_ptr()));
   });
   STD_TORCH_CHECK(right, kOp, ": expected labels 0 and 1 in target", ignore_index ? " (or ignore_index)" : "",
                   ", found another");
@@ -444,13 +438,13 @@ Tensor sigmoid_statistics_backward_cpu(const Tensor& grad_region,  // [N, C, 3]
                                  channels_last);  // [N, C, h, w]
   const double* regions = static_cast<const double*>(by_region.const_data_ptr());
   const double* pixels = static_cast<const double*>(by_pixel.const_data_ptr());
-  dispatch_kernel(p, input.scalar_type(), [&]<Power kPower, typename T>() {
+  dispatch_kernel(input.scalar_type(), [&]<typename T>() {
     std::vector<PlaneGrad<T>> grads(p.batch * p.channels);
     for (size_t i = 0; i < grads.size(); ++i) {
       grads[i] = {static_cast<T>(regions[i * 3]), static_cast<T>(regions[i * 3 + 1]), static_cast<T>(pixels[i * 2])};
     }
     const Source<T> source(p, planes_of(logits, channels_last), planes_of(labels, target_last));
-    write_gradient<kPower, T>(source, losses ? &scales : nullptr, grads, planes_of(grad_input, channels_last));
+    write_gradient<T>(source, losses ? &scales : nullptr, grads, planes_of(grad_input, channels_last));
   });
   return grad_input;
 }

@@ -1,8 +1,8 @@
 """Segmentation models: keyword-only builders, by function or by name.
 
 A semantic model returns an ``OrderedDict`` of logits at the input's size, as torchvision's do: ``out``, and ``aux`` where
-the model has an auxiliary head that is switched on (:func:`unet` and :func:`segnet` have none). Inputs are normalised
-outside the model.
+the model has an auxiliary head that is switched on (the U-Nets, SegNet, DeconvNet and the FCNs on VGG16 have none). Inputs
+are normalised outside the model.
 """
 
 from segkernels.models import weights

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from segkernels.models._registry import check_input, register_model
-from segkernels.models._weights import Weights, load_weights
+from segkernels.models._weights import Weights, check_member, load_weights
 from segkernels.models.vgg import (
     initialize,
     load_features,
@@ -76,7 +76,8 @@ def deconvnet(
         weights: path of a state dict of this model to load, strictly.
         progress: show a progress bar while weights are downloaded; a path downloads nothing.
         num_classes: channels of the logits.
-        weights_backbone: path of a state dict of torchvision's ``vgg16_bn`` (three input channels) for the encoder.
+        weights_backbone: a member of :class:`VGG16_BN_Weights`, or the path of a state dict of torchvision's ``vgg16_bn``
+            (three input channels), for the encoder; not read where ``weights`` is given.
         in_channels: channels of the input.
         width: channels of the first stage; ``fc6`` and ``fc7`` have 64 times as many. Default: 64, the paper's.
 
@@ -87,9 +88,12 @@ def deconvnet(
         224x224, or a larger one.
 
     Raises:
-        ValueError: from ``forward``, for another rank, number of channels, or a smaller input.
+        ValueError: for weights of another model; from ``forward``, for another rank, number of channels, or a smaller input.
     """
+    check_member(weights, "deconvnet", num_classes)
     model = DeconvNet(in_channels, num_classes, width)
-    load_features(model.encoder, weights_backbone, progress)
-    load_weights(model, weights, progress)
+    if weights is not None:
+        load_weights(model, weights, progress)
+    else:
+        load_features(model.encoder, weights_backbone, progress, batch_norm=True)
     return model

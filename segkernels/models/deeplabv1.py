@@ -7,9 +7,9 @@ from collections import OrderedDict
 from torch import nn
 
 from segkernels.models._registry import register_model
-from segkernels.models._semantic import FCNHead, SemanticModel
-from segkernels.models._weights import Weights, load_backbone, load_weights
-from segkernels.models.vgg import VGG16Encoder, initialize
+from segkernels.models._semantic import FCNHead, SemanticModel, read_semantic
+from segkernels.models._weights import Weights, load_state
+from segkernels.models.vgg import VGG16Encoder, initialize, load_features
 from segkernels.nn import MaxPool2d
 
 
@@ -58,8 +58,9 @@ def deeplabv1_vgg16(
         weights: path of a state dict of this model to load, strictly.
         progress: show a progress bar while weights are downloaded; a path downloads nothing.
         num_classes: channels of the logits.
-        aux_loss: True adds a head on the fourth stage, whose logits are ``aux``.
-        weights_backbone: path of a state dict of torchvision's ``vgg16`` (``vgg16_bn`` with ``batch_norm``).
+        aux_loss: True adds a head on the fourth stage, whose logits are ``aux``. None (default): where the weights have one.
+        weights_backbone: a member of :class:`VGG16_Weights`, or the path of a state dict of torchvision's ``vgg16``
+            (``vgg16_bn`` with ``batch_norm``); not read where ``weights`` is given.
         in_channels: channels of the input.
         width: channels of the first stage; ``fc6`` and ``fc7`` have 16 times as many.
         batch_norm: BatchNorm after each of the encoder's convolutions.
@@ -67,7 +68,11 @@ def deeplabv1_vgg16(
     Returns:
         SemanticModel: ``[N, in_channels, H, W] -> OrderedDict(out=[N, num_classes, H, W])``, and ``aux`` likewise: logits of
         stride 8, interpolated bilinearly.
+
+    Raises:
+        ValueError: for weights of another model; from ``forward``, for another rank or number of channels.
     """
+    state, has_aux = read_semantic("deeplabv1_vgg16", weights, progress, num_classes, aux_loss)
     backbone = VGG16Encoder(
         in_channels,
         batch_norm,
@@ -76,9 +81,11 @@ def deeplabv1_vgg16(
         pool=lambda stage: MaxPool2d(3, 2 if stage < 4 else 1, 1),
         dilations=(1, 1, 1, 1, 2),
     )
-    load_backbone(backbone, weights_backbone, progress, head=("classifier.",))
-    aux = FCNHead(backbone.channels["pool4"], num_classes) if aux_loss else None
+    aux = FCNHead(backbone.channels["pool4"], num_classes) if has_aux else None
     head = LargeFOV(backbone.channels["pool5"], num_classes)
     model = SemanticModel(backbone, head, aux, out="pool5", aux="pool4", in_channels=in_channels)
-    load_weights(model, weights, progress)
+    if state is not None:
+        load_state(model, state, weights)
+    else:
+        load_features(backbone.features, weights_backbone, progress, batch_norm)
     return model

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from segkernels.models._registry import check_input, register_model
-from segkernels.models._semantic import FCNHead, SemanticModel
-from segkernels.models._weights import Weights, load_backbone, load_weights
+from segkernels.models._semantic import FCNHead, SemanticModel, read_semantic
+from segkernels.models._weights import Weights, load_backbone, load_state
 from segkernels.models.resnet import ResNetEncoder
 from segkernels.nn import ASPP
 from segkernels.ops import upsample_bilinear2d
@@ -81,8 +81,9 @@ def deeplabv2_resnet101(
         weights: path of a state dict of this model to load, strictly.
         progress: show a progress bar while weights are downloaded; a path downloads nothing.
         num_classes: channels of the logits.
-        aux_loss: True adds a head on the third stage, whose logits are ``aux``.
-        weights_backbone: path of a state dict of torchvision's ``resnet101``.
+        aux_loss: True adds a head on the third stage, whose logits are ``aux``. None (default): where the weights have one.
+        weights_backbone: a member of :class:`ResNet101_Weights`, or the path of a state dict of torchvision's ``resnet101``;
+            not read where ``weights`` is given.
         in_channels: channels of the input.
         multi_scale: True runs the same network on the image at scales 1, 0.75 and 0.5 and takes the maximum of the three
             logits at each position and class. Default: False.
@@ -91,13 +92,19 @@ def deeplabv2_resnet101(
         DeepLabV2: ``[N, in_channels, H, W] -> OrderedDict(out=[N, num_classes, H, W])``, and ``aux`` likewise. With
         ``multi_scale`` ``out`` is the fused one, and in training ``out_1.0``, ``out_0.75`` and ``out_0.5`` follow, each
         scale's own logits at the size of the input: the paper's loss is the sum over all four.
+
+    Raises:
+        ValueError: for weights of another model; from ``forward``, for another rank or number of channels.
     """
+    state, has_aux = read_semantic("deeplabv2_resnet101", weights, progress, num_classes, aux_loss)
     backbone = ResNetEncoder("resnet101", in_channels, output_stride=8)
-    load_backbone(backbone, weights_backbone, progress)
     channels = backbone.channels
-    aux = FCNHead(channels["layer3"], num_classes) if aux_loss else None
+    aux = FCNHead(channels["layer3"], num_classes) if has_aux else None
     head = ASPP(channels["layer4"], RATES, num_classes, variant="v2")
     scales = (1.0, 0.75, 0.5) if multi_scale else (1.0,)
     model = DeepLabV2(backbone, head, aux, scales, in_channels)
-    load_weights(model, weights, progress)
+    if state is not None:
+        load_state(model, state, weights)
+    else:
+        load_backbone(backbone, weights_backbone, progress, name="resnet101")
     return model

@@ -10,7 +10,7 @@ from torch import nn
 
 from segkernels.models._encoders import get_encoder
 from segkernels.models._registry import check_input, register_model
-from segkernels.models._weights import Weights, load_backbone, load_weights
+from segkernels.models._weights import StateDict, Weights, check_member, load_backbone, load_weights
 from segkernels.ops import upsample_nearest2d
 
 
@@ -106,13 +106,14 @@ def encoder_unet(
     24,436,369 parameters with the defaults.
 
     Args:
-        encoder_name: ``"resnet18"``, ``"resnet34"`` (default), ``"resnet50"``, ``"resnet101"``, ``"resnet152"``, ``"vgg16"``
-            or ``"vgg16_bn"``.
+        encoder_name: ``"resnet18"``, ``"resnet34"`` (default), ``"resnet50"``, ``"resnet101"``, ``"resnet152"``, ``"vgg16"``,
+            ``"vgg16_bn"``, ``"mobilenet_v2"``, ``"mobilenet_v3_large"`` or ``"mobilenet_v3_small"``.
         weights: path of a state dict of this model, or of SMP's ``Unet`` with its default decoder, to load strictly: the keys
             are the same (see below).
         progress: show a progress bar while weights are downloaded; a path downloads nothing.
         num_classes: channels of the logits; 1 for foreground against the rest.
-        weights_backbone: path of a state dict of torchvision's classifier of the encoder's name.
+        weights_backbone: a member of the enum of torchvision's classifier of the encoder's name, :class:`ResNet34_Weights`
+            for the default, or the path of its state dict; not read where ``weights`` is given.
         in_channels: channels of the input.
         decoder_channels: output channels of the five blocks, the deepest first.
 
@@ -126,15 +127,26 @@ def encoder_unet(
     ``segmentation_head.0.*``         the logits
     ================================  ==================================================================
 
+    MobileNet's ``encoder.*`` are ``encoder.features.*`` in SMP; ``weights`` takes both.
+
     Returns:
         EncoderUNet: ``[N, in_channels, H, W] -> OrderedDict(out=[N, num_classes, H, W])``. H and W are at least 32 and need
         not be multiples of it: each block upsamples to the size of the map that it meets.
 
     Raises:
-        ValueError: for an unknown encoder or a wrong number of channels, and from ``forward`` for another rank, number of
-            channels, or a smaller input.
+        ValueError: for an unknown encoder, a wrong number of ``decoder_channels`` or weights of another model, and from
+            ``forward`` for another rank, number of channels, or a smaller input.
     """
+    check_member(weights, "encoder_unet", num_classes)
     model = EncoderUNet(encoder_name, num_classes, in_channels, decoder_channels)
-    load_backbone(model.encoder, weights_backbone, progress, get_encoder(encoder_name).head)
-    load_weights(model, weights, progress)
+    spec = get_encoder(encoder_name)
+    if weights is not None:
+        load_weights(model, weights, progress, lambda state: _from_smp(state, spec.prefix))
+    else:
+        load_backbone(model.encoder, weights_backbone, progress, spec.head, spec.prefix, encoder_name)
     return model
+
+
+def _from_smp(state: StateDict, prefix: str) -> StateDict:
+    theirs = f"encoder.{prefix}"
+    return {f"encoder.{key.removeprefix(theirs)}" if key.startswith(theirs) else key: value for key, value in state.items()}

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from segkernels.models._registry import check_input, register_model
-from segkernels.models._weights import Weights, load_weights, read_state_dict
-from segkernels.models.vgg import VGG16Encoder, convolutionalize, initialize
+from segkernels.models._weights import StateDict, Weights, check_member, load_weights
+from segkernels.models.vgg import VGG16Encoder, convolutionalize, initialize, vgg16_name
 from segkernels.nn import BilinearConvTranspose2d, MaxPool2d
 
 # Strides of the maps that are scored: the coarsest one, and those that the finer networks add.
@@ -97,13 +97,19 @@ def _fcn_vgg16(
     batch_norm: bool,
     padding: str,
 ) -> FCNVGG16:
+    check_member(weights, f"fcn{stride}s_vgg16", num_classes)
+    check_member(weights_backbone, vgg16_name(batch_norm))
     model = FCNVGG16(stride, num_classes, in_channels, width, batch_norm, padding)
-    if weights_backbone is not None:
-        state = convolutionalize(read_state_dict(weights_backbone))
+    if weights is not None:
+        load_weights(model, weights, progress)
+    elif weights_backbone is not None:
         trunk = nn.ModuleDict({"backbone": model.backbone, "fc6": model.fc6, "fc7": model.fc7})
-        trunk.load_state_dict({key: value for key, value in state.items() if not key.startswith("score.")})
-    load_weights(model, weights, progress)
+        load_weights(trunk, weights_backbone, progress, _trunk_state)
     return model
+
+
+def _trunk_state(classifier: StateDict) -> StateDict:
+    return {key: value for key, value in convolutionalize(classifier).items() if not key.startswith("score.")}
 
 
 @register_model
@@ -128,8 +134,9 @@ def fcn32s_vgg16(
         weights: path of a state dict of this model to load, strictly.
         progress: show a progress bar while weights are downloaded; a path downloads nothing.
         num_classes: channels of the logits.
-        weights_backbone: path of a state dict of torchvision's ``vgg16`` (``vgg16_bn`` with ``batch_norm``), classifier
-            included, which :func:`~segkernels.models.convolutionalize` turns into ``fc6`` and ``fc7``.
+        weights_backbone: a member of :class:`VGG16_Weights`, or the path of a state dict of torchvision's ``vgg16``
+            (``vgg16_bn`` with ``batch_norm``), classifier included, which :func:`~segkernels.models.convolutionalize` turns
+            into ``fc6`` and ``fc7``; not read where ``weights`` is given.
         in_channels: channels of the input.
         width: channels of the first stage; ``fc6`` and ``fc7`` have 64 times as many.
         batch_norm: BatchNorm after each 3x3 convolution.
@@ -143,7 +150,8 @@ def fcn32s_vgg16(
         what is too large in the end is cropped.
 
     Raises:
-        ValueError: for another ``padding``, and from ``forward`` for another rank or number of channels.
+        ValueError: for another ``padding`` and weights of another model, and from ``forward`` for another rank or number of
+            channels.
     """
     return _fcn_vgg16(32, weights, progress, num_classes, weights_backbone, in_channels, width, batch_norm, padding)
 

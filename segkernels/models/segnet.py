@@ -69,7 +69,8 @@ def segnet(
         in_channels: channels of the input.
         num_classes: channels of the logits.
         weights: path of a state dict of this model to load, strictly.
-        weights_backbone: path of a state dict of torchvision's ``vgg16_bn`` (three input channels) for the encoder.
+        weights_backbone: a member of :class:`VGG16_BN_Weights`, or the path of a state dict of torchvision's ``vgg16_bn``
+            (three input channels), for the encoder.
         progress: show a progress bar while weights are downloaded; a path downloads nothing.
 
     Returns:
@@ -80,6 +81,6 @@ def segnet(
         ValueError: from ``forward``, for another rank, number of channels, or a smaller input.
     """
     model = SegNet(in_channels, num_classes)
-    load_features(model.encoder, weights_backbone, progress)
+    load_features(model.encoder, weights_backbone, progress, batch_norm=True)
     load_weights(model, weights, progress)
     return model

@@ -143,9 +143,13 @@ class VGG16Encoder(nn.Module):
         return maps
 
 
-def load_features(features: nn.Module, weights: Weights | None, progress: bool = True) -> None:
-    """Loads ``features`` of a state dict of torchvision's ``vgg16`` or ``vgg16_bn``; None loads nothing."""
-    load_backbone(nn.ModuleDict({"features": features}), weights, progress, head=("classifier.",))
+def vgg16_name(batch_norm: bool) -> str:
+    return "vgg16_bn" if batch_norm else "vgg16"
+
+
+def load_features(features: nn.Module, weights: Weights | None, progress: bool = True, batch_norm: bool = False) -> None:
+    """Loads ``features`` of torchvision's ``vgg16`` or ``vgg16_bn``; None loads nothing."""
+    load_backbone(features, weights, progress, ("classifier.",), "features.", vgg16_name(batch_norm))
 
 
 def convolutionalize(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

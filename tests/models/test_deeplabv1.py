@@ -85,6 +85,9 @@ def test_weights(batch_norm: bool, tmp_path: Path) -> None:
     loaded = small(batch_norm=batch_norm, weights=tmp_path / "deeplab.pth")
     for key, value in net.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value)
+    with_aux = small(batch_norm=batch_norm, aux_loss=True)
+    torch.save(with_aux.state_dict(), tmp_path / "aux.pth")
+    assert small(batch_norm=batch_norm, weights=tmp_path / "aux.pth").aux_classifier is not None
     vgg16 = {key: torch.rand_like(value.float()) for key, value in net.backbone.state_dict().items()}
     torch.save(vgg16 | {"classifier.0.weight": torch.zeros(1)}, tmp_path / "vgg16.pth")
     loaded = small(batch_norm=batch_norm, weights_backbone=tmp_path / "vgg16.pth")

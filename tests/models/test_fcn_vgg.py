@@ -11,6 +11,7 @@ from models.contract import check_all, check_compile, check_training
 from torch import nn
 
 from segkernels.models import VGG16Encoder, convolutionalize, get_model
+from segkernels.models.weights import ResNet50_Weights
 from segkernels.nn import BilinearConvTranspose2d
 
 NAMES = ("fcn32s_vgg16", "fcn16s_vgg16", "fcn8s_vgg16")
@@ -174,6 +175,12 @@ def test_weights(batch_norm: bool, tmp_path: Path) -> None:
     assert torch.equal(loaded.fc6.weight.flatten(1), vgg16["classifier.0.weight"])
     assert torch.equal(loaded.fc7.bias, vgg16["classifier.3.bias"])
     assert not loaded.score["pool5"].weight.any()
+    with pytest.raises(ValueError, match="weights: .*vgg16.pth is not for this FCNVGG16"):
+        get_model("fcn8s_vgg16", **config, weights=tmp_path / "vgg16.pth")
+    with pytest.raises(ValueError, match="weights: .*vgg16.pth has other shapes than this"):
+        get_model("fcn8s_vgg16", **{**config, "width": 4}, weights_backbone=tmp_path / "vgg16.pth")
+    with pytest.raises(ValueError, match="expected a path or a member of the enum for vgg16"):
+        get_model("fcn8s_vgg16", **config, weights_backbone=ResNet50_Weights.IMAGENET1K_V1)
 
 
 def test_bad_input() -> None:
