@@ -86,3 +86,15 @@ def separable_backward_flops(
     return (1 + need_input + need_depthwise) * _product(grad_output, depthwise) + (need_hidden + need_pointwise) * _product(
         grad_output, pointwise
     )
+
+
+def multi_dilation_flops(input: Shape, weights: list[Shape], dilations: list[int], *, out_shape: Shape) -> int:
+    """As of one convolution a rate: taps in the padding are counted, as torch counts them."""
+    return sum(_product(out_shape, weight) for weight in weights) * (len(dilations) if len(weights) == 1 else 1)
+
+
+def multi_dilation_backward_flops(
+    grad_output: Shape, input: Shape, weights: list[Shape], dilations: list[int], need_input: bool, need_weights: bool,
+    *, out_shape: Any,
+) -> int:  # fmt: skip
+    return (need_input + need_weights) * multi_dilation_flops(input, weights, dilations, out_shape=grad_output)

@@ -26,7 +26,7 @@ def _assert_same_outputs(ours: nn.Module, theirs: nn.Module, image: torch.Tensor
 
 
 def assert_parity(ours: nn.Module, theirs: nn.Module, image: torch.Tensor, names: Mapping[str, str] | None = None) -> None:
-    """Outputs agree to 1e-4 in float32, in eval and in training, and so does every gradient.
+    """Outputs agree to 1e-4 in float32, in training and in eval, and so does every gradient.
 
     Gradients are compared in float64, where what differs is the formula: in float32, BatchNorms over a few pixels pass on the
     rounding of one layer to the next a hundredfold. Both models end in float64 and in training mode.
@@ -38,10 +38,13 @@ def assert_parity(ours: nn.Module, theirs: nn.Module, image: torch.Tensor, names
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
+            if isinstance(module, nn.BatchNorm2d):
+                # Evaluation sees the statistics of the training batch; with initial ones deep maps fade and biases prevail.
+                module.momentum = 1.0
     with torch.no_grad():
-        for training in (False, True):
+        for training in (True, False):
             _assert_same_outputs(ours.train(training), theirs.train(training), image)
-    _assert_same_outputs(ours.double(), theirs.double(), image.double()).backward()
+    _assert_same_outputs(ours.double().train(), theirs.double().train(), image.double()).backward()
     expected = dict(theirs.named_parameters())
     for name, parameter in ours.named_parameters():
         other = expected[names[name] if names else name]
@@ -95,7 +98,7 @@ def assert_trains(model: nn.Module, num_classes: int, size: tuple[int, int] = (3
     target = (image.mean(1) > 0).long() % num_classes
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     losses = []
-    for _ in range(4):
+    for _ in range(3):
         loss = sum(F.cross_entropy(value, target) for value in model(image).values())
         optimizer.zero_grad()
         loss.backward()

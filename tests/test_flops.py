@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from segkernels.ops import conv2d, conv_transpose1d, conv_transpose2d, depthwise_separable_conv2d
+from segkernels.ops import conv2d, conv_transpose1d, conv_transpose2d, depthwise_separable_conv2d, multi_dilation_conv2d
 
 
 def count(function, *shapes, **arguments):
@@ -59,6 +59,22 @@ def test_separable_counts_both_convolutions(activation):
     assert actual[0] == expected[0]
     assert actual[1] - again == expected[1] and actual[3] - again == expected[3]
     assert actual[2] == actual[1]  # torch counts the depthwise weight's gradient as if there were no groups
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_multi_dilation_counts_every_rate(shared):
+    shapes = (2, 6, 9, 10), *[(8, 6, 3, 3)] * (1 if shared else 2)
+
+    def separate(input, *weights):
+        pairs = zip(weights * 2 if shared else weights, (2, 4))
+        return torch.cat([F.conv2d(input, weight, None, 1, rate, rate) for weight, rate in pairs], 1)
+
+    expected = count(separate, *shapes)
+    assert expected[0] > 0
+    actual = count(lambda input, *weights: multi_dilation_conv2d(input, weights, (2, 4)), *shapes)
+    # One weight's gradient alone asks the op for those of all.
+    assert actual[:2] == expected[:2]
+    assert actual[2] == expected[0]
 
 
 @pytest.mark.parametrize("order", ["segkernels, torch.utils.flop_counter", "torch.utils.flop_counter, segkernels"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,10 +11,10 @@ from torch import nn
 from segkernels.models._registry import register_model
 from segkernels.models._semantic import FCNHead, SemanticModel, read_semantic
 from segkernels.models._smp import from_smp, is_smp
-from segkernels.models._weights import Weights, load_backbone, load_state
+from segkernels.models._weights import Weights, load_backbone, load_state, load_weights
 from segkernels.models.deeplabv3 import RATES, check_style
 from segkernels.models.resnet import ResNetEncoder
-from segkernels.models.xception import XceptionEncoder
+from segkernels.models.xception import XceptionEncoder, from_timm
 from segkernels.nn import ASPP, DepthwiseSeparableConv2d
 from segkernels.ops import upsample_bilinear2d
 
@@ -65,8 +66,15 @@ class DeepLabV3PlusHead(nn.Module):
 class DeepLabV3Plus(SemanticModel):
     """A :class:`SemanticModel` whose classifier takes two maps: ``low``, by name, and ``out``."""
 
-    def __init__(self, *args, low: str = "layer1", **config) -> None:
-        super().__init__(*args, **config)
+    def __init__(
+        self,
+        backbone: nn.Module,
+        classifier: nn.Module,
+        aux_classifier: nn.Module | None = None,
+        low: str = "layer1",
+        **config: Any,
+    ) -> None:
+        super().__init__(backbone, classifier, aux_classifier, **config)
         self.low = low
 
     def classify(self, maps: OrderedDict[str, torch.Tensor]) -> torch.Tensor:
@@ -189,7 +197,8 @@ def deeplabv3plus_xception(
 
     Args:
         weights: path of a state dict of this model.
-        weights_backbone: path of a state dict of :class:`XceptionEncoder`; not read where ``weights`` is given.
+        weights_backbone: path of a state dict of :class:`XceptionEncoder` or of timm's ``xception65``; not read where
+            ``weights`` is given.
         aux_loss: True adds a head on the map before the exit flow's stride. None (default): where the weights have one.
         progress, num_classes, in_channels, output_stride, atrous_rates: see :func:`deeplabv3plus_resnet50`, and there for what
             it returns and raises.
@@ -203,5 +212,5 @@ def deeplabv3plus_xception(
     if state is not None:
         load_state(model, state, weights)
     else:
-        load_backbone(backbone, weights_backbone, progress)
+        load_weights(backbone, weights_backbone, progress, from_timm)
     return model

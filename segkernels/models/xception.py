@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
+from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -57,7 +59,7 @@ class XceptionEncoder(nn.Module):
 
     ``forward`` returns an ``OrderedDict`` with ``stem`` (half the input's size, 128 channels), ``layer1`` (a quarter, 256) to
     ``layer4`` (2048); ``channels`` has their channels. All but the last are what the strided convolution of the next size
-    sees. The ``state_dict`` has the tensors of timm's ``xception65`` in the same order under other names.
+    sees. :func:`from_timm` gives timm's ``xception65`` these keys.
     """
 
     def __init__(self, in_channels: int = 3, output_stride: int = 32) -> None:
@@ -100,3 +102,29 @@ class XceptionEncoder(nn.Module):
         x, maps["layer3"] = self.exit[0](x)
         maps["layer4"], _ = self.exit[1](x)
         return maps
+
+
+_HALVES = {"dw": "depthwise", "pw": "pointwise"}
+_TIMM = (
+    (r"^stem\.([01])\.(conv|bn)\.", lambda m: f"stem.{3 * int(m[1]) + (m[2] == 'bn')}."),
+    (r"^blocks\.(\d+)\.", lambda m: _flow(int(m[1]))),
+    (r"\.shortcut\.(conv|bn)\.", lambda m: f".shortcut.{int(m[1] == 'bn')}."),
+    (r"\.stack\.conv([123])\.", lambda m: f".convs.{int(m[1]) - 1}."),
+    (r"\.(conv|bn)_(dw|pw)\.", lambda m: f".{_HALVES[m[2]]}.{'norm.' if m[1] == 'bn' else ''}"),
+)
+
+
+def _flow(block: int) -> str:
+    if block < 3:
+        return f"entry.{block}."
+    return f"middle.{block - 3}." if block < 3 + MIDDLE else f"exit.{block - 3 - MIDDLE}."
+
+
+def from_timm(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """State dict of timm's ``xception65`` with our keys, without its classifier; one that has our keys stays as it is."""
+    result = {}
+    for key, value in state.items():
+        for pattern, replacement in _TIMM:
+            key = re.sub(pattern, replacement, key)
+        result[key] = value
+    return {key: value for key, value in result.items() if not key.startswith("head.")}

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from segkernels._flops import multi_dilation_backward_flops, multi_dilation_flops
 from segkernels._layout import memory_format
 from segkernels._register import register
 from segkernels.ops._arguments import check_floating, check_rank
@@ -75,6 +76,7 @@ _op = register(
     backward=_backward,
     setup_context=_setup_context,
     autocast="lower",
+    flops=multi_dilation_flops,
 )
 _op_backward = register(
     "multi_dilation_conv2d_backward",
@@ -82,6 +84,7 @@ _op_backward = register(
     fake=_backward_fake,
     backward=_double_backward,
     setup_context=_setup_context_backward,
+    flops=multi_dilation_backward_flops,
 )
 
 

@@ -19,6 +19,7 @@ from segkernels.models import (
     deeplabv3plus_xception,
 )
 from segkernels.models._weights import load_backbone
+from segkernels.models.xception import from_timm
 
 STRIDES = {"stem": 2, "layer1": 4, "layer2": 8, "layer3": 16, "layer4": 32}
 
@@ -82,17 +83,15 @@ def test_promises_of_deeplabv3_mobilenet() -> None:
     assert_promises(model, 3)
 
 
-@pytest.mark.parametrize("output_stride", [32, 16, 8])
+@pytest.mark.parametrize("output_stride", [32, 8])
 def test_xception_is_timms(output_stride: int) -> None:
     timm = pytest.importorskip("timm")
-    theirs = timm.create_model("xception65", features_only=True, output_stride=output_stride).eval()
+    theirs = timm.create_model("xception65", output_stride=output_stride).eval()
     ours = XceptionEncoder(output_stride=output_stride).eval()
-    state = theirs.state_dict()
-    assert len(state) == len(ours.state_dict())
-    ours.load_state_dict(dict(zip(ours.state_dict(), state.values())))
+    ours.load_state_dict(from_timm(theirs.state_dict()))
     image = torch.randn(1, 3, 33, 47)
     with torch.no_grad():
-        expected, maps = theirs(image), ours(image)
+        expected, maps = theirs.forward_intermediates(image, intermediates_only=True), ours(image)
     assert len(maps) == len(expected)
     for value, other in zip(maps.values(), expected):
         torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from segkernels.models._registry import register_model
-from segkernels.models._weights import Weights, load_backbone, load_weights
+from segkernels.models._weights import Weights, check_member, load_backbone, load_weights
 from segkernels.models.detection._anchors import AnchorGenerator
 from segkernels.models.detection._checks import check_images, check_targets
 from segkernels.models.detection._fpn import FrozenBatchNorm2d, ResNetFPN, freeze_norms
@@ -172,7 +172,7 @@ class MaskRCNN(nn.Module):
             box_nms_thresh,
             box_detections_per_img,
         )
-        self.register_load_state_dict_pre_hook(_rename_old_keys)
+        self.register_load_state_dict_pre_hook(_rename_keys)
 
     def forward(self, images: Sequence[torch.Tensor], targets: Sequence[Mapping[str, torch.Tensor]] | None = None) -> Any:
         """Losses in training, detections in evaluation, where ``targets`` are ignored."""
@@ -192,12 +192,17 @@ class MaskRCNN(nn.Module):
         return self.transform.postprocess(detections, sizes, [(image.shape[1], image.shape[2]) for image in images])
 
 
-def _rename_old_keys(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    for key in list(state):
-        for pattern, replacement in _OLD_KEYS:
-            new, found = pattern.subn(replacement, key)
-            if found:
-                state[new] = state.pop(key)
+def _current_keys(state: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(state)
+    for pattern, replacement in _OLD_KEYS:
+        result = {pattern.sub(replacement, key): value for key, value in result.items()}
+    return result
+
+
+def _rename_keys(module: nn.Module, state: dict[str, Any], *_: Any) -> None:
+    renamed = _current_keys(state)
+    state.clear()
+    state.update(renamed)
 
 
 def _trainable_layers(pretrained: bool, layers: int | None) -> int:
@@ -222,10 +227,12 @@ def maskrcnn_resnet50_fpn(
     """Mask R-CNN on a ResNet-50 feature pyramid, torchvision's ``maskrcnn_resnet50_fpn``.
 
     Args:
-        weights: path of a state dict of this model, or of torchvision's, to load strictly.
+        weights: a member of :class:`MaskRCNN_ResNet50_FPN_Weights`, or the path of a state dict of this model or of
+            torchvision's.
         progress: show a progress bar while weights are downloaded; a path downloads nothing.
         num_classes: classes with the background. Default: COCO's 91.
-        weights_backbone: path of a state dict of torchvision's ``resnet50``. Not read where ``weights`` are given.
+        weights_backbone: a member of :class:`ResNet50_Weights`, or the path of a state dict of torchvision's ``resnet50``;
+            not read where ``weights`` is given.
         trainable_backbone_layers: with weights of either kind, how many of the backbone's five parts are trained, from
             the last one on. Default: 3; without weights all are.
         config: other keyword arguments of :class:`MaskRCNN`, such as ``min_size`` or ``box_score_thresh``.
@@ -235,19 +242,20 @@ def maskrcnn_resnet50_fpn(
         in torchvision.
 
     Raises:
-        ValueError: for ``trainable_backbone_layers`` outside 0 to 5.
-        RuntimeError: for weights of another model or number of classes.
+        ValueError: for ``trainable_backbone_layers`` outside 0 to 5, weights of another model or with other classes, and
+            truncated or changed files.
     """
+    check_member(weights, "maskrcnn_resnet50_fpn", num_classes)
     pretrained = weights is not None or weights_backbone is not None
     layers = _trainable_layers(pretrained, trainable_backbone_layers)
     backbone = ResNetFPN()
     if pretrained:
         freeze_norms(backbone.body)
     if weights is None:
-        load_backbone(backbone.body, weights_backbone, progress)
+        load_backbone(backbone.body, weights_backbone, progress, name="resnet50")
     backbone.train_layers(layers)
     model = MaskRCNN(backbone, num_classes, **config)
-    load_weights(model, weights, progress)
+    load_weights(model, weights, progress, _current_keys)
     if _WITHOUT_EPS in str(getattr(weights, "url", weights)):
         for module in backbone.modules():
             if isinstance(module, FrozenBatchNorm2d):
@@ -268,13 +276,15 @@ def maskrcnn_resnet50_fpn_v2(
     """Mask R-CNN with batch normalisation throughout, torchvision's ``maskrcnn_resnet50_fpn_v2`` (Li et al. 2021).
 
     The proposals' head has two convolutions and the boxes' head four. Arguments, result and errors are those of
-    :func:`maskrcnn_resnet50_fpn`; batch normalisation is trained with weights too.
+    :func:`maskrcnn_resnet50_fpn`, with :class:`MaskRCNN_ResNet50_FPN_V2_Weights`; batch normalisation is trained with
+    weights too.
     """
+    check_member(weights, "maskrcnn_resnet50_fpn_v2", num_classes)
     pretrained = weights is not None or weights_backbone is not None
     layers = _trainable_layers(pretrained, trainable_backbone_layers)
     backbone = ResNetFPN(norm=True)
     if weights is None:
-        load_backbone(backbone.body, weights_backbone, progress)
+        load_backbone(backbone.body, weights_backbone, progress, name="resnet50")
     backbone.train_layers(layers)
     channels, anchors = backbone.out_channels, AnchorGenerator()
     parts: dict[str, Any] = {
@@ -284,5 +294,5 @@ def maskrcnn_resnet50_fpn_v2(
         "mask_head": MaskRCNNHeads(channels, (256,) * 4, norm=True),
     }
     model = MaskRCNN(backbone, num_classes, **(parts | config))
-    load_weights(model, weights, progress)
+    load_weights(model, weights, progress, _current_keys)
     return model
