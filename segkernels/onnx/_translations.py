@@ -55,10 +55,8 @@ def depthwise_separable_conv2d(
 
 
 def multi_dilation_conv2d(input, weights, dilations):
-    shared = len(weights) == 1
-    rates = [(weights[0] if shared else weights[i], dilation) for i, dilation in enumerate(dilations)]
     results = []
-    for weight, dilation in rates:
+    for weight, dilation in zip(weights * len(dilations) if len(weights) == 1 else weights, dilations):
         padding = [dilation * (k // 2) for k in weight.shape[2:]]
         results.append(conv2d(input, weight, None, [1, 1], padding, [dilation, dilation], 1))
     return op.Concat(*results, axis=1)
