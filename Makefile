@@ -40,7 +40,7 @@ demo: $(BUILT)
 	$(PYTHON) -m segkernels demo
 
 test: $(BUILT)
-	$(PYTHON) -m pytest -n auto --maxprocesses 4
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PYTHON) -m pytest -n auto --maxprocesses 4  # a process a core: more threads would wait for each other
 
 build: $(BUILT)
 

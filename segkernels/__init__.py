@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from segkernels import losses, metrics, models, nn, ops
@@ -10,6 +11,7 @@ from segkernels._register import apply_environment, backend, tiers
 from segkernels._version import __version__
 
 if TYPE_CHECKING:
+    from segkernels import onnx
     from segkernels._accelerate import accelerate, accelerated, restore
 
 apply_environment()
@@ -24,6 +26,7 @@ __all__ = [
     "metrics",
     "models",
     "nn",
+    "onnx",
     "ops",
     "restore",
     "tiers",
@@ -36,6 +39,8 @@ def __getattr__(name: str) -> Any:
         from segkernels import _accelerate
 
         return getattr(_accelerate, name)
+    if name == "onnx":
+        return importlib.import_module("segkernels.onnx")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from op_test import OpTest, Sample, assert_close_as_torch
 
@@ -54,7 +54,7 @@ class TestConvTranspose2d(OpTest):
             make("2x3", (2, 3, 9, 4), 5, (2, 3), (2, 3)),
             make("FCN stride 8", (2, 5, 4, 6), 3, 16, 8, 4),
             make("FCN uncropped", (1, 3, 23, 24), 2, 16, 8),
-            make("FCN 32", (1, 3, 4, 3), 3, 64, 32, 16),
+            make("FCN 32", (1, 1, 3, 2), 2, 64, 32, 16),
             make("FCN output padding", (1, 3, 6, 5), 2, (8, 16), (4, 8), (2, 4), (1, 0)),
             make("4x4 stride 2", (2, 3, 6, 5), 4, 4, 2, 1),
             make("4x3 channels_last", (2, 3, 6, 5), 4, (4, 3), 2, 1, (0, 1), channels_last=True),
@@ -84,6 +84,9 @@ class TestConvTranspose2d(OpTest):
         padding = (0, 0) if tiled else draw(st.tuples(st.integers(0, kernel[0] - 1), st.integers(0, kernel[1] - 1)))
         output_padding = (0, 0) if tiled else tuple(draw(st.integers(0, s - 1)) for s in stride)
         size = draw(st.tuples(st.integers(0, 2), st.integers(3, 9), st.integers(3, 40)))
+        # Of an empty batch torch makes maps without a pixel; of any other it raises, as we do.
+        positive = [(n - 1) * s - 2 * p + k > 0 for n, s, p, k in zip(size[1:], stride, padding, kernel)]
+        assume(all(positive))
         sample = case(
             "drawn", (size[0], groups * widths[0], *size[1:]), groups * widths[1], kernel,
             "cpu", torch.float32, stride, padding, output_padding, groups, 1, draw(st.booleans()), draw(st.booleans()),
