@@ -5,7 +5,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../common/bilinear.h"
-#include "../common/upsample2d.h"
+#include "../common/upsample_adjoint.h"
 #include "../common/upsample_columns.h"
 
 namespace segkernels {
@@ -142,10 +142,10 @@ Tensor upsample_bilinear2d_backward_cpu(const Tensor& grad_output,  // [N, C, H,
     using acc_t = accumulate_t<scalar_t>;
     const auto rows = bilinear_axis<acc_t>(s.in_h, s.out_h, align_corners, scales_h);
     const auto cols = bilinear_axis<acc_t>(s.in_w, s.out_w, align_corners, scales_w);
-    gather_gradient(s, adjoint_axis<acc_t>(s.in_h, s.out_h, [&](int64_t y) { return rows.tap(y); }),
-                    adjoint_axis<acc_t>(s.in_w, s.out_w, [&](int64_t x) { return cols.tap(x); }),
-                    static_cast<const scalar_t*>(grad.const_data_ptr()),
-                    static_cast<scalar_t*>(grad_input.mutable_data_ptr()));
+    gather_gradient<true>(s, adjoint_axis<acc_t>(s.in_h, s.out_h, [&](int64_t y) { return rows.tap(y); }),
+                          adjoint_axis<acc_t>(s.in_w, s.out_w, [&](int64_t x) { return cols.tap(x); }),
+                          static_cast<const scalar_t*>(grad.const_data_ptr()),
+                          static_cast<scalar_t*>(grad_input.mutable_data_ptr()));
   });
   return grad_input;
 }

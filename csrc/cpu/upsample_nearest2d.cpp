@@ -6,7 +6,7 @@
 
 #include "../common/max_unpool2d.h"
 #include "../common/nearest.h"
-#include "../common/upsample2d.h"
+#include "../common/upsample_adjoint.h"
 
 namespace segkernels {
 namespace {
@@ -107,10 +107,10 @@ Tensor upsample_nearest2d_backward_cpu(const Tensor& grad_output,  // [N, C, H, 
   Tensor grad_input = empty_nchw(s.batch, s.channels, s.in_h, s.in_w, grad.scalar_type(), grad, channels_last);
   dispatch_floating(grad.scalar_type(), "upsample_nearest2d_backward", [&]<typename scalar_t>() {
     using acc_t = accumulate_t<scalar_t>;
-    gather_gradient(s, nearest_adjoint<acc_t>(nearest_axis(s.in_h, s.out_h, scales_h)),
-                    nearest_adjoint<acc_t>(nearest_axis(s.in_w, s.out_w, scales_w)),
-                    static_cast<const scalar_t*>(grad.const_data_ptr()),
-                    static_cast<scalar_t*>(grad_input.mutable_data_ptr()));
+    gather_gradient<false>(s, nearest_adjoint<acc_t>(nearest_axis(s.in_h, s.out_h, scales_h)),
+                           nearest_adjoint<acc_t>(nearest_axis(s.in_w, s.out_w, scales_w)),
+                           static_cast<const scalar_t*>(grad.const_data_ptr()),
+                           static_cast<scalar_t*>(grad_input.mutable_data_ptr()));
   });
   return grad_input;
 }
