@@ -1,6 +1,7 @@
 // Sizes, checks and loops over pixels of the resampling operators on the CPU.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -45,6 +46,17 @@ SEGKERNELS_INLINE void store_one(acc_t value, scalar_t* to) {
     to->x = float_to_bfloat16_bits(value);
   } else {
     *to = value;
+  }
+}
+
+// Asks for memory that is read, or written, next: where rows are short, the CPU does not foresee the next one.
+template <bool kWrite, typename T>
+SEGKERNELS_INLINE void prefetch(const T* from, int64_t count) {
+  constexpr int64_t kMost = 16384;  // half of a first-level cache
+  const char* bytes = reinterpret_cast<const char*>(from);
+  const int64_t size = std::min(count * static_cast<int64_t>(sizeof(T)), kMost);
+  for (int64_t i = 0; i < size; i += 64) {
+    __builtin_prefetch(bytes + i, kWrite);
   }
 }
 

@@ -67,7 +67,9 @@ AdjointAxis<acc_t> adjoint_axis(int64_t in_size, int64_t out_size, const F& tap)
   return axis;
 }
 
-template <int64_t kRows, bool kTwo, typename acc_t, typename scalar_t>
+// Adds rows by their low weights to `current`, by their high ones to `next`; kFirst: `current` becomes the old `next`
+// first, and `next` zero.
+template <int64_t kRows, bool kTwo, bool kFirst, typename acc_t, typename scalar_t>
 SEGKERNELS_INLINE void add_rows(const scalar_t* __restrict grad, int64_t stride, const acc_t* low_weight,
                                 const acc_t* high_weight, int64_t count, acc_t* __restrict current,
                                 acc_t* __restrict next) {
@@ -75,17 +77,18 @@ SEGKERNELS_INLINE void add_rows(const scalar_t* __restrict grad, int64_t stride,
   std::copy_n(low_weight, kRows, low);
   std::copy_n(high_weight, kRows, high);
   for (int64_t i = 0; i < count; ++i) {
-    acc_t to_low = current[i];
-    acc_t to_high = kTwo ? next[i] : acc_t(0);
+    acc_t to_low = 0, to_high = 0;
 #pragma GCC unroll 4
     for (int64_t r = 0; r < kRows; ++r) {
       const acc_t value = to_compute<acc_t>(grad[r * stride + i]);
       to_low += value * low[r];
       to_high += kTwo ? value * high[r] : acc_t(0);
     }
-    current[i] = to_low;
     if constexpr (kTwo) {
-      next[i] = to_high;
+      current[i] = to_low + (kFirst ? next[i] : current[i]);
+      next[i] = kFirst ? to_high : to_high + next[i];
+    } else {
+      current[i] = kFirst ? to_low : to_low + current[i];
     }
   }
 }
@@ -94,45 +97,67 @@ SEGKERNELS_INLINE void add_rows(const scalar_t* __restrict grad, int64_t stride,
 template <bool kTwo, typename acc_t, typename scalar_t>
 SEGKERNELS_CLONES void advance_row(const scalar_t* grad, int64_t stride, const acc_t* low_weight,
                                    const acc_t* high_weight, int64_t rows, int64_t count, acc_t* current, acc_t* next) {
+  if (rows == 0) {
+    if (kTwo) {
+      std::copy_n(next, count, current);
+      std::fill_n(next, count, acc_t(0));
+    } else {
+      std::fill_n(current, count, acc_t(0));
+    }
+  }
   for (int64_t start = 0; start < count; start += kAdjointBlock) {
     const int64_t block = std::min(kAdjointBlock, count - start);
-    acc_t* to = current + start;
-    acc_t* later = next + start;
-    std::copy_n(later, block, to);
-    std::fill_n(later, block, acc_t(0));
+    const auto add = [&]<int64_t kRows, bool kFirst>(int64_t row) SEGKERNELS_INLINE_LAMBDA {
+      add_rows<kRows, kTwo, kFirst>(grad + row * stride + start, stride, low_weight + row, high_weight + row, block,
+                                    current + start, next + start);
+      return row + kRows;
+    };
     int64_t row = 0;
-    for (; row + 4 <= rows; row += 4) {
-      add_rows<4, kTwo>(grad + row * stride + start, stride, low_weight + row, high_weight + row, block, to, later);
+    if (rows >= 4) {
+      row = add.template operator()<4, true>(row);
+    } else if (rows >= 2) {
+      row = add.template operator()<2, true>(row);
+    } else if (rows == 1) {
+      row = add.template operator()<1, true>(row);
     }
-    for (; row + 2 <= rows; row += 2) {
-      add_rows<2, kTwo>(grad + row * stride + start, stride, low_weight + row, high_weight + row, block, to, later);
+    while (row + 4 <= rows) {
+      row = add.template operator()<4, false>(row);
     }
-    for (; row < rows; ++row) {
-      add_rows<1, kTwo>(grad + row * stride + start, stride, low_weight + row, high_weight + row, block, to, later);
+    while (row < rows) {
+      row = add.template operator()<1, false>(row);
     }
   }
 }
 
-// Sources whose own group and the one before are regular.
+// Sources whose own group and the one before are regular. `row` has room for a second row, of what each group gives to
+// the next source.
 template <int64_t kFactor, bool kTwo, typename acc_t>
-SEGKERNELS_INLINE void gather_regular(const acc_t* sums, const AdjointAxis<acc_t>& axis, int64_t begin, int64_t end,
-                                      acc_t* __restrict row) {
+SEGKERNELS_INLINE void gather_regular(const acc_t* __restrict sums, const AdjointAxis<acc_t>& axis, int64_t begin,
+                                      int64_t end, acc_t* __restrict row) {
   acc_t low[kFactor], high[kFactor];
   const int64_t first = axis.begin[axis.regular_begin];
   std::copy_n(axis.low_weight.data() + first, kFactor, low);
   std::copy_n(axis.high_weight.data() + first, kFactor, high);
-  const acc_t* own = sums + axis.begin[begin];
-  const acc_t* before = own - kFactor;
-  for (int64_t x = 0; x < end - begin; ++x) {
-    acc_t sum = 0;
+  const int64_t before = kTwo ? begin - 1 : begin;
+  sums += axis.begin[before];
+  acc_t* __restrict to_own = row + before;
+  acc_t* __restrict to_next = row + axis.in_size + 1 + before;
+  for (int64_t x = 0; x < end - before; ++x) {
+    acc_t own = 0, next = 0;
 #pragma GCC unroll 4
     for (int64_t k = 0; k < kFactor; ++k) {
-      sum += own[x * kFactor + k] * low[k];
-      if constexpr (kTwo) {
-        sum += before[x * kFactor + k] * high[k];
-      }
+      own += sums[x * kFactor + k] * low[k];
+      next += kTwo ? sums[x * kFactor + k] * high[k] : acc_t(0);
     }
-    row[begin + x] = sum;
+    to_own[x] = own;
+    if constexpr (kTwo) {
+      to_next[x] = next;
+    }
+  }
+  if constexpr (kTwo) {
+    for (int64_t x = 1; x < end - before; ++x) {
+      to_own[x] += to_next[x - 1];
+    }
   }
 }
 
@@ -174,12 +199,12 @@ SEGKERNELS_CLONES void gather_columns(const acc_t* sums, const AdjointAxis<acc_t
   };
   const int64_t begin = std::min(axis.in_size, axis.regular_begin + (axis.factor && kTwo));
   const int64_t end = axis.factor ? std::max(begin, axis.regular_end) : begin;
-  gather(0, begin);
   if (axis.factor == 4) {
     gather_regular<4, kTwo>(sums, axis, begin, end, row);
   } else if (axis.factor == 2) {
     gather_regular<2, kTwo>(sums, axis, begin, end, row);
   }
+  gather(0, begin);
   gather(end, axis.in_size);
 }
 
@@ -215,7 +240,7 @@ void gather_gradient(const Upsample2dShape& s, const AdjointAxis<acc_t>& rows, c
   const int64_t out_row = s.out_w * step;
   const int64_t in_row = s.in_w * step;
   parallel_items(images * s.in_h, (1 + s.out_h / s.in_h) * out_row, [&](int64_t begin, int64_t end) {
-    std::vector<acc_t> current(out_row), next(out_row), row(in_row + 1);
+    std::vector<acc_t> current(out_row), next(out_row), row(2 * in_row + 2);
     const auto advance = [&](int64_t image, int64_t y) {
       const int64_t first = rows.begin[y];
       advance_row<kTwo>(grad_output + (image * s.out_h + first) * out_row, out_row, rows.low_weight.data() + first,
@@ -233,6 +258,9 @@ void gather_gradient(const Upsample2dShape& s, const AdjointAxis<acc_t>& rows, c
         advance(image, y - 1);
       }
       advance(image, y);
+      if (!s.channels_last && y + 1 < s.in_h) {
+        prefetch<false>(grad_output + (image * s.out_h + rows.begin[y + 1]) * out_row, rows.count(y + 1) * out_row);
+      }
       if (s.channels_last) {
         gather_pixels<kTwo>(current.data(), columns, step, row.data());
       } else {

@@ -25,11 +25,50 @@ SEGKERNELS_CLONES void stretch_row(const scalar_t* source, const Columns<acc_t>&
   }
 }
 
-template <typename scalar_t, typename acc_t>
-SEGKERNELS_CLONES void blend_row(const acc_t* low, const acc_t* high, acc_t low_weight, acc_t high_weight,
-                                 int64_t count, scalar_t* output) {
-  for (int64_t i = 0; i < count; ++i) {
-    store_one(low[i] * low_weight + high[i] * high_weight, output + i);
+constexpr int64_t kBlendRows = 4;  // output rows that are blended at once
+
+template <int64_t kRows, typename acc_t>
+SEGKERNELS_INLINE void blend(const acc_t* low, const acc_t* high, const BilinearTap<acc_t>* taps, int64_t count,
+                             acc_t* output) {
+  typedef acc_t values_t __attribute__((vector_size(32)));
+  acc_t low_weight[kRows], high_weight[kRows];
+  for (int64_t r = 0; r < kRows; ++r) {
+    low_weight[r] = taps[r].low_weight;
+    high_weight[r] = taps[r].high_weight;
+  }
+  int64_t i = 0;
+  for (; i + kLanes<acc_t> <= count; i += kLanes<acc_t>) {
+    const values_t low_value = load_vector<values_t>(low + i);
+    const values_t high_value = load_vector<values_t>(high + i);
+#pragma GCC unroll 4
+    for (int64_t r = 0; r < kRows; ++r) {
+      store_vector(output + r * count + i, low_value * low_weight[r] + high_value * high_weight[r]);
+    }
+  }
+  for (; i < count; ++i) {
+#pragma GCC unroll 4
+    for (int64_t r = 0; r < kRows; ++r) {
+      output[r * count + i] = low[i] * low_weight[r] + high[i] * high_weight[r];
+    }
+  }
+}
+
+// Output rows that lie between the same two source rows: what a thread takes is made of whole blocks, so that how a row
+// is computed does not depend on the number of threads.
+struct RowBlock {
+  int64_t begin, count;  // at most kBlendRows
+};
+
+// Up to kBlendRows output rows between the same two stretched rows.
+template <typename acc_t>
+SEGKERNELS_CLONES void blend_rows(const acc_t* low, const acc_t* high, const BilinearTap<acc_t>* taps, int64_t rows,
+                                  int64_t count, acc_t* output) {
+  if (rows == kBlendRows) {
+    blend<kBlendRows>(low, high, taps, count, output);
+    return;
+  }
+  for (int64_t row = 0; row < rows; ++row) {
+    blend<1>(low, high, taps + row, count, output + row * count);
   }
 }
 
@@ -37,13 +76,28 @@ template <typename scalar_t, typename acc_t>
 void upsample_planes(const Upsample2dShape& s, const BilinearAxis<acc_t>& rows, const BilinearAxis<acc_t>& cols,
                      const scalar_t* input, scalar_t* output) {
   const Columns<acc_t> columns = upsampled_columns(cols);
-  parallel_items(s.planes() * s.out_h, s.out_w, [&](int64_t begin, int64_t end) {
+  std::vector<BilinearTap<acc_t>> taps(s.out_h);
+  std::vector<RowBlock> blocks;
+  for (int64_t y = 0; y < s.out_h; ++y) {
+    taps[y] = rows.tap(y);
+    if (y == 0 || taps[y].low != taps[y - 1].low || blocks.back().count == kBlendRows) {
+      blocks.push_back({y, 0});
+    }
+    ++blocks.back().count;
+  }
+  const int64_t plane_blocks = static_cast<int64_t>(blocks.size());
+  parallel_items(s.planes() * plane_blocks, s.out_h * s.out_w / plane_blocks, [&](int64_t begin, int64_t end) {
+    constexpr bool kNarrow = !std::is_same_v<scalar_t, acc_t>;
     std::vector<acc_t> low(s.out_w + kLanes<acc_t>), high(s.out_w + kLanes<acc_t>);
+    std::vector<acc_t> blended(kNarrow ? kBlendRows * s.out_w : 0);
     int64_t low_row = -1;
     int64_t high_row = -1;  // the source rows that `low` and `high` hold
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t plane = item / s.out_h;
-      const BilinearTap<acc_t> tap = rows.tap(item - plane * s.out_h);
+      const int64_t plane = item / plane_blocks;
+      const auto [y, count] = blocks[item - plane * plane_blocks];
+      const BilinearTap<acc_t>& tap = taps[y];
+      scalar_t* to = output + (plane * s.out_h + y) * s.out_w;
+      prefetch<true>(to, count * s.out_w);
       const int64_t want_low = plane * s.in_h + tap.low;
       const int64_t want_high = plane * s.in_h + tap.high;
       if (low_row != want_low) {
@@ -63,7 +117,12 @@ void upsample_planes(const Upsample2dShape& s, const BilinearAxis<acc_t>& rows, 
         }
         other = high.data();
       }
-      blend_row(low.data(), other, tap.low_weight, tap.high_weight, s.out_w, output + item * s.out_w);
+      if constexpr (kNarrow) {
+        blend_rows(low.data(), other, &tap, count, s.out_w, blended.data());
+        store_values(blended.data(), 1, count * s.out_w, to);
+      } else {
+        blend_rows(low.data(), other, &tap, count, s.out_w, to);
+      }
     }
   });
 }

@@ -50,6 +50,7 @@ void resample(const Upsample2dShape& s, const NearestAxis& rows, const NearestAx
       const int64_t source_row = image * s.in_h + rows.source(item - image * s.out_h);
       const T* source = input + source_row * s.in_w * step;
       T* to = output + item * out_row;
+      prefetch<true>(to + out_row, item + 1 < end ? out_row : 0);
       if (source_row == last) {
         std::memcpy(static_cast<void*>(to), to - out_row, out_row * sizeof(T));
       } else if (step > 1) {
