@@ -1,6 +1,7 @@
 // Bilinear resampling on the CPU.
 //
-// NCHW: a source row is stretched to the output's width once, and two stretched rows are blended into each output row.
+// NCHW: a source row is stretched to the output's width once, and two stretched rows are blended into each output row;
+// to fewer columns, two source rows are blended and then shrunk.
 // channels_last: four pixels are blended into one, all channels at once.
 #include <torch/csrc/stable/library.h>
 
@@ -10,6 +11,15 @@
 
 namespace segkernels {
 namespace {
+
+template <typename acc_t>
+std::vector<BilinearTap<acc_t>> all_taps(const BilinearAxis<acc_t>& axis) {
+  std::vector<BilinearTap<acc_t>> taps(axis.out_size);
+  for (int64_t x = 0; x < axis.out_size; ++x) {
+    taps[x] = axis.tap(x);
+  }
+  return taps;
+}
 
 // `row` has room for kLanes more: each run writes whole vectors, the next one overwrites the excess.
 template <typename scalar_t, typename acc_t>
@@ -76,10 +86,9 @@ template <typename scalar_t, typename acc_t>
 void upsample_planes(const Upsample2dShape& s, const BilinearAxis<acc_t>& rows, const BilinearAxis<acc_t>& cols,
                      const scalar_t* input, scalar_t* output) {
   const Columns<acc_t> columns = upsampled_columns(cols);
-  std::vector<BilinearTap<acc_t>> taps(s.out_h);
+  const std::vector<BilinearTap<acc_t>> taps = all_taps(rows);
   std::vector<RowBlock> blocks;
   for (int64_t y = 0; y < s.out_h; ++y) {
-    taps[y] = rows.tap(y);
     if (y == 0 || taps[y].low != taps[y - 1].low || blocks.back().count == kBlendRows) {
       blocks.push_back({y, 0});
     }
@@ -127,6 +136,57 @@ void upsample_planes(const Upsample2dShape& s, const BilinearAxis<acc_t>& rows, 
   });
 }
 
+template <typename scalar_t, typename acc_t>
+SEGKERNELS_CLONES void blend_source(const scalar_t* low, const scalar_t* high, acc_t low_weight, acc_t high_weight,
+                                    int64_t count, acc_t* __restrict row) {
+  for (int64_t i = 0; i < count; ++i) {
+    row[i] = to_compute<acc_t>(low[i]) * low_weight + to_compute<acc_t>(high[i]) * high_weight;
+  }
+}
+
+// halving: output x lies between columns 2x and 2x + 1.
+template <typename scalar_t, typename acc_t>
+SEGKERNELS_CLONES void shrink_row(const acc_t* __restrict row, const BilinearTap<acc_t>* taps,
+                                  const Columns<acc_t>& columns, bool halving, int64_t width,
+                                  scalar_t* __restrict output) {
+  const acc_t* low_weight = columns.low_weight.data();
+  const acc_t* high_weight = columns.high_weight.data();
+  if (halving) {
+    for (int64_t x = 0; x < width; ++x) {
+      store_one(row[2 * x] * low_weight[x] + row[2 * x + 1] * high_weight[x], output + x);
+    }
+    return;
+  }
+  for (int64_t x = 0; x < width; ++x) {
+    store_one(row[taps[x].low] * low_weight[x] + row[taps[x].high] * high_weight[x], output + x);
+  }
+}
+
+// To fewer columns: the source rows, the wider ones, are blended first, so that only one row is shrunk.
+template <typename scalar_t, typename acc_t>
+void shrink_planes(const Upsample2dShape& s, const BilinearAxis<acc_t>& rows, const BilinearAxis<acc_t>& cols,
+                   const scalar_t* input, scalar_t* output) {
+  const Columns<acc_t> columns = upsampled_columns(cols);
+  const std::vector<BilinearTap<acc_t>> taps = all_taps(cols);
+  bool halving = s.in_w == 2 * s.out_w;
+  for (int64_t x = 0; x < s.out_w; ++x) {
+    halving &= taps[x].low == 2 * x;
+  }
+  parallel_items(s.planes() * s.out_h, 2 * s.in_w, [&](int64_t begin, int64_t end) {
+    std::vector<acc_t> row(s.in_w);
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t plane = item / s.out_h;
+      const BilinearTap<acc_t> tap = rows.tap(item - plane * s.out_h);
+      const scalar_t* source = input + plane * s.in_h * s.in_w;
+      const int64_t next = tap.low + (s.in_h + s.out_h - 1) / s.out_h;  // about there
+      prefetch<false>(source + next * s.in_w, next + 1 < s.in_h ? 2 * s.in_w : 0);
+      blend_source(source + tap.low * s.in_w, source + tap.high * s.in_w, tap.low_weight, tap.high_weight, s.in_w,
+                   row.data());
+      shrink_row(row.data(), taps.data(), columns, halving, s.out_w, output + item * s.out_w);
+    }
+  });
+}
+
 // One output row: pixels of `channels` values, each from the two source columns of its tap.
 template <typename scalar_t, typename acc_t>
 SEGKERNELS_CLONES void blend_pixels(const scalar_t* low_row, const scalar_t* high_row, const BilinearTap<acc_t>& y,
@@ -148,10 +208,7 @@ SEGKERNELS_CLONES void blend_pixels(const scalar_t* low_row, const scalar_t* hig
 template <typename scalar_t, typename acc_t>
 void upsample_pixels(const Upsample2dShape& s, const BilinearAxis<acc_t>& rows, const BilinearAxis<acc_t>& cols,
                      const scalar_t* input, scalar_t* output) {
-  std::vector<BilinearTap<acc_t>> taps(s.out_w);
-  for (int64_t x = 0; x < s.out_w; ++x) {
-    taps[x] = cols.tap(x);
-  }
+  const std::vector<BilinearTap<acc_t>> taps = all_taps(cols);
   parallel_items(s.batch * s.out_h, s.out_w * s.channels, [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
       const int64_t n = item / s.out_h;
@@ -181,6 +238,8 @@ Tensor upsample_bilinear2d_cpu(const Tensor& input,  // [N, C, h, w]
     scalar_t* to = static_cast<scalar_t*>(output.mutable_data_ptr());
     if (channels_last) {
       upsample_pixels(s, rows, cols, from, to);
+    } else if (s.out_w < s.in_w) {
+      shrink_planes(s, rows, cols, from, to);
     } else {
       upsample_planes(s, rows, cols, from, to);
     }
