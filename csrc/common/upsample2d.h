@@ -1,10 +1,8 @@
-// Separable resampling on the CPU, one dimension at a time: rows are stretched to the output's columns and blended, and
-// the adjoint gathers, for each source coordinate, the outputs that read it.
+// Sizes, checks and loops over pixels of the resampling operators on the CPU.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
-#include <optional>
 #include <vector>
 
 #include "check.h"
@@ -18,8 +16,6 @@ namespace segkernels {
 // Neighbouring output pixels that share their source columns and are computed as one vector.
 template <typename acc_t>
 constexpr int64_t kLanes = 32 / sizeof(acc_t);
-
-constexpr int64_t kAdjointBlock = 2048;  // sums of one block of columns that stay in L1
 
 // Sizes of a resampling; channels_last if both of its tensors are.
 struct Upsample2dShape {
@@ -42,41 +38,6 @@ inline void check_output_size(const char* op, const char* argument, const std::v
                   shape_string(tensor));
 }
 
-// The outputs that read one source coordinate, and with which weights.
-struct AdjointRange {
-  int64_t begin, end;
-  int64_t weights;  // offset of the first weight
-};
-
-template <typename acc_t>
-struct AdjointAxis {
-  std::vector<AdjointRange> ranges;  // [in_size]
-  std::vector<acc_t> weights;
-};
-
-// tap(output) gives the (at most two) source coordinates of an output, which grow with it.
-template <typename acc_t, typename F>
-AdjointAxis<acc_t> adjoint_axis(int64_t in_size, int64_t out_size, const F& tap) {
-  AdjointAxis<acc_t> axis;
-  axis.ranges.resize(in_size);
-  int64_t begin = 0;
-  for (int64_t source = 0; source < in_size; ++source) {
-    while (begin < out_size && tap(begin).high < source) {
-      ++begin;
-    }
-    AdjointRange& range = axis.ranges[source];
-    range = {begin, begin, static_cast<int64_t>(axis.weights.size())};
-    for (; range.end < out_size; ++range.end) {
-      const auto [low, high, low_weight, high_weight] = tap(range.end);
-      if (low > source) {
-        break;
-      }
-      axis.weights.push_back((low == source ? low_weight : acc_t(0)) + (high == source ? high_weight : acc_t(0)));
-    }
-  }
-  return axis;
-}
-
 template <typename scalar_t, typename acc_t>
 SEGKERNELS_INLINE void store_one(acc_t value, scalar_t* to) {
   if constexpr (std::is_same_v<scalar_t, half>) {
@@ -88,82 +49,34 @@ SEGKERNELS_INLINE void store_one(acc_t value, scalar_t* to) {
   }
 }
 
-// sums[i] = sum over rows of weights[row] * grad[row * stride + i].
-template <typename acc_t, typename scalar_t>
-SEGKERNELS_CLONES void add_rows(const scalar_t* grad, int64_t stride, const acc_t* weights, int64_t rows, int64_t count,
-                                acc_t* sums) {
-  for (int64_t start = 0; start < count; start += kAdjointBlock) {
-    const int64_t block = std::min(kAdjointBlock, count - start);
-    acc_t* sum = sums + start;
-    int64_t row = 0;
-    if (rows % 2 == 0) {
-      std::fill(sum, sum + block, acc_t(0));
-    } else {
-      for (int64_t i = 0; i < block; ++i) {
-        sum[i] = to_compute<acc_t>(grad[start + i]) * weights[0];
-      }
-      row = 1;
-    }
-    for (; row < rows; row += 2) {
-      const scalar_t* first = grad + row * stride + start;
-      const scalar_t* second = first + stride;
-      for (int64_t i = 0; i < block; ++i) {
-        sum[i] += to_compute<acc_t>(first[i]) * weights[row] + to_compute<acc_t>(second[i]) * weights[row + 1];
-      }
-    }
+// Asks for memory that is read, or written, next: where rows are short, the CPU does not foresee the next one.
+template <bool kWrite, typename T>
+SEGKERNELS_INLINE void prefetch(const T* from, int64_t count) {
+  constexpr int64_t kMost = 16384;  // half of a first-level cache
+  const char* bytes = reinterpret_cast<const char*>(from);
+  const int64_t size = std::min(count * static_cast<int64_t>(sizeof(T)), kMost);
+  for (int64_t i = 0; i < size; i += 64) {
+    __builtin_prefetch(bytes + i, kWrite);
   }
 }
 
-// The horizontal half of the adjoint, one row of one plane.
-template <typename acc_t, typename scalar_t>
-SEGKERNELS_CLONES void gather_columns(const acc_t* sums, const AdjointAxis<acc_t>& axis, scalar_t* grad_input) {
-  const int64_t width = static_cast<int64_t>(axis.ranges.size());
-  const AdjointRange* ranges = axis.ranges.data();
-  for (int64_t x = 0; x < width; ++x) {
-    const acc_t* weights = axis.weights.data() + ranges[x].weights;
-    const acc_t* from = sums + ranges[x].begin;
-    const int64_t count = ranges[x].end - ranges[x].begin;
-    acc_t even = 0, odd = 0;
-    int64_t i = 0;
-    for (; i + 2 <= count; i += 2) {
-      even += from[i] * weights[i];
-      odd += from[i + 1] * weights[i + 1];
+// Calls f.operator()<V>(c) with V a vector, or a scalar for pixels smaller than one. The last vector overlaps the one
+// before, so that an odd number of channels has no scalar rest.
+template <typename acc_t, typename F>
+SEGKERNELS_INLINE void for_each_vector(int64_t channels, const F& f) {
+  typedef acc_t values_t __attribute__((vector_size(32)));
+  if (channels < kLanes<acc_t>) {
+    for (int64_t c = 0; c < channels; ++c) {
+      f.template operator()<acc_t>(c);
     }
-    if (i < count) {
-      even += from[i] * weights[i];
-    }
-    store_one(even + odd, grad_input + x);
+    return;
   }
-}
-
-// Backward of a separable resampling: each source row gathers its output rows, then each source column its columns.
-template <typename scalar_t, typename acc_t>
-void gather_gradient(const Upsample2dShape& s, const AdjointAxis<acc_t>& rows, const AdjointAxis<acc_t>& columns,
-                     const scalar_t* grad_output, scalar_t* grad_input) {
-  const int64_t images = s.channels_last ? s.batch : s.planes();
-  const int64_t step = s.channels_last ? s.channels : 1;  // values of one pixel
-  const int64_t out_row = s.out_w * step;
-  const int64_t work = (1 + 2 * s.out_h / s.in_h) * out_row;
-  parallel_items(images * s.in_h, work, [&](int64_t begin, int64_t end) {
-    std::vector<acc_t> sums(out_row), pixel(step);
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t image = item / s.in_h;
-      const AdjointRange& range = rows.ranges[item - image * s.in_h];
-      const scalar_t* grad = grad_output + (image * s.out_h + range.begin) * out_row;
-      add_rows(grad, out_row, rows.weights.data() + range.weights, range.end - range.begin, out_row, sums.data());
-      scalar_t* to = grad_input + item * s.in_w * step;
-      if (!s.channels_last) {
-        gather_columns(sums.data(), columns, to);
-        continue;
-      }
-      for (int64_t x = 0; x < s.in_w; ++x) {
-        const AdjointRange& column = columns.ranges[x];
-        add_rows(sums.data() + column.begin * step, step, columns.weights.data() + column.weights,
-                 column.end - column.begin, step, pixel.data());
-        store_values(pixel.data(), 1, step, to + x * step);
-      }
-    }
-  });
+  for (int64_t c = 0; c + kLanes<acc_t> <= channels; c += kLanes<acc_t>) {
+    f.template operator()<values_t>(c);
+  }
+  if (channels % kLanes<acc_t> != 0) {
+    f.template operator()<values_t>(channels - kLanes<acc_t>);
+  }
 }
 
 }  // namespace segkernels

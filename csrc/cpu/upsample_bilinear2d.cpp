@@ -1,15 +1,25 @@
 // Bilinear resampling on the CPU.
 //
-// NCHW: a source row is stretched to the output's width once, and two stretched rows are blended into each output row.
+// NCHW: a source row is stretched to the output's width once, and two stretched rows are blended into each output row;
+// to fewer columns, two source rows are blended and then shrunk.
 // channels_last: four pixels are blended into one, all channels at once.
 #include <torch/csrc/stable/library.h>
 
 #include "../common/bilinear.h"
-#include "../common/upsample2d.h"
+#include "../common/upsample_adjoint.h"
 #include "../common/upsample_columns.h"
 
 namespace segkernels {
 namespace {
+
+template <typename acc_t>
+std::vector<BilinearTap<acc_t>> all_taps(const BilinearAxis<acc_t>& axis) {
+  std::vector<BilinearTap<acc_t>> taps(axis.out_size);
+  for (int64_t x = 0; x < axis.out_size; ++x) {
+    taps[x] = axis.tap(x);
+  }
+  return taps;
+}
 
 // `row` has room for kLanes more: each run writes whole vectors, the next one overwrites the excess.
 template <typename scalar_t, typename acc_t>
@@ -25,11 +35,50 @@ SEGKERNELS_CLONES void stretch_row(const scalar_t* source, const Columns<acc_t>&
   }
 }
 
-template <typename scalar_t, typename acc_t>
-SEGKERNELS_CLONES void blend_row(const acc_t* low, const acc_t* high, acc_t low_weight, acc_t high_weight,
-                                 int64_t count, scalar_t* output) {
-  for (int64_t i = 0; i < count; ++i) {
-    store_one(low[i] * low_weight + high[i] * high_weight, output + i);
+constexpr int64_t kBlendRows = 4;  // output rows that are blended at once
+
+template <int64_t kRows, typename acc_t>
+SEGKERNELS_INLINE void blend(const acc_t* low, const acc_t* high, const BilinearTap<acc_t>* taps, int64_t count,
+                             acc_t* output) {
+  typedef acc_t values_t __attribute__((vector_size(32)));
+  acc_t low_weight[kRows], high_weight[kRows];
+  for (int64_t r = 0; r < kRows; ++r) {
+    low_weight[r] = taps[r].low_weight;
+    high_weight[r] = taps[r].high_weight;
+  }
+  int64_t i = 0;
+  for (; i + kLanes<acc_t> <= count; i += kLanes<acc_t>) {
+    const values_t low_value = load_vector<values_t>(low + i);
+    const values_t high_value = load_vector<values_t>(high + i);
+#pragma GCC unroll 4
+    for (int64_t r = 0; r < kRows; ++r) {
+      store_vector(output + r * count + i, low_value * low_weight[r] + high_value * high_weight[r]);
+    }
+  }
+  for (; i < count; ++i) {
+#pragma GCC unroll 4
+    for (int64_t r = 0; r < kRows; ++r) {
+      output[r * count + i] = low[i] * low_weight[r] + high[i] * high_weight[r];
+    }
+  }
+}
+
+// Output rows that lie between the same two source rows: what a thread takes is made of whole blocks, so that how a row
+// is computed does not depend on the number of threads.
+struct RowBlock {
+  int64_t begin, count;  // at most kBlendRows
+};
+
+// Up to kBlendRows output rows between the same two stretched rows.
+template <typename acc_t>
+SEGKERNELS_CLONES void blend_rows(const acc_t* low, const acc_t* high, const BilinearTap<acc_t>* taps, int64_t rows,
+                                  int64_t count, acc_t* output) {
+  if (rows == kBlendRows) {
+    blend<kBlendRows>(low, high, taps, count, output);
+    return;
+  }
+  for (int64_t row = 0; row < rows; ++row) {
+    blend<1>(low, high, taps + row, count, output + row * count);
   }
 }
 
@@ -37,13 +86,27 @@ template <typename scalar_t, typename acc_t>
 void upsample_planes(const Upsample2dShape& s, const BilinearAxis<acc_t>& rows, const BilinearAxis<acc_t>& cols,
                      const scalar_t* input, scalar_t* output) {
   const Columns<acc_t> columns = upsampled_columns(cols);
-  parallel_items(s.planes() * s.out_h, s.out_w, [&](int64_t begin, int64_t end) {
+  const std::vector<BilinearTap<acc_t>> taps = all_taps(rows);
+  std::vector<RowBlock> blocks;
+  for (int64_t y = 0; y < s.out_h; ++y) {
+    if (y == 0 || taps[y].low != taps[y - 1].low || blocks.back().count == kBlendRows) {
+      blocks.push_back({y, 0});
+    }
+    ++blocks.back().count;
+  }
+  const int64_t plane_blocks = static_cast<int64_t>(blocks.size());
+  parallel_items(s.planes() * plane_blocks, s.out_h * s.out_w / plane_blocks, [&](int64_t begin, int64_t end) {
+    constexpr bool kNarrow = !std::is_same_v<scalar_t, acc_t>;
     std::vector<acc_t> low(s.out_w + kLanes<acc_t>), high(s.out_w + kLanes<acc_t>);
+    std::vector<acc_t> blended(kNarrow ? kBlendRows * s.out_w : 0);
     int64_t low_row = -1;
     int64_t high_row = -1;  // the source rows that `low` and `high` hold
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t plane = item / s.out_h;
-      const BilinearTap<acc_t> tap = rows.tap(item - plane * s.out_h);
+      const int64_t plane = item / plane_blocks;
+      const auto [y, count] = blocks[item - plane * plane_blocks];
+      const BilinearTap<acc_t>& tap = taps[y];
+      scalar_t* to = output + (plane * s.out_h + y) * s.out_w;
+      prefetch<true>(to, count * s.out_w);
       const int64_t want_low = plane * s.in_h + tap.low;
       const int64_t want_high = plane * s.in_h + tap.high;
       if (low_row != want_low) {
@@ -63,7 +126,63 @@ void upsample_planes(const Upsample2dShape& s, const BilinearAxis<acc_t>& rows, 
         }
         other = high.data();
       }
-      blend_row(low.data(), other, tap.low_weight, tap.high_weight, s.out_w, output + item * s.out_w);
+      if constexpr (kNarrow) {
+        blend_rows(low.data(), other, &tap, count, s.out_w, blended.data());
+        store_values(blended.data(), 1, count * s.out_w, to);
+      } else {
+        blend_rows(low.data(), other, &tap, count, s.out_w, to);
+      }
+    }
+  });
+}
+
+template <typename scalar_t, typename acc_t>
+SEGKERNELS_CLONES void blend_source(const scalar_t* low, const scalar_t* high, acc_t low_weight, acc_t high_weight,
+                                    int64_t count, acc_t* __restrict row) {
+  for (int64_t i = 0; i < count; ++i) {
+    row[i] = to_compute<acc_t>(low[i]) * low_weight + to_compute<acc_t>(high[i]) * high_weight;
+  }
+}
+
+// halving: output x lies between columns 2x and 2x + 1.
+template <typename scalar_t, typename acc_t>
+SEGKERNELS_CLONES void shrink_row(const acc_t* __restrict row, const BilinearTap<acc_t>* taps,
+                                  const Columns<acc_t>& columns, bool halving, int64_t width,
+                                  scalar_t* __restrict output) {
+  const acc_t* low_weight = columns.low_weight.data();
+  const acc_t* high_weight = columns.high_weight.data();
+  if (halving) {
+    for (int64_t x = 0; x < width; ++x) {
+      store_one(row[2 * x] * low_weight[x] + row[2 * x + 1] * high_weight[x], output + x);
+    }
+    return;
+  }
+  for (int64_t x = 0; x < width; ++x) {
+    store_one(row[taps[x].low] * low_weight[x] + row[taps[x].high] * high_weight[x], output + x);
+  }
+}
+
+// To fewer columns: the source rows, the wider ones, are blended first, so that only one row is shrunk.
+template <typename scalar_t, typename acc_t>
+void shrink_planes(const Upsample2dShape& s, const BilinearAxis<acc_t>& rows, const BilinearAxis<acc_t>& cols,
+                   const scalar_t* input, scalar_t* output) {
+  const Columns<acc_t> columns = upsampled_columns(cols);
+  const std::vector<BilinearTap<acc_t>> taps = all_taps(cols);
+  bool halving = s.in_w == 2 * s.out_w;
+  for (int64_t x = 0; x < s.out_w; ++x) {
+    halving &= taps[x].low == 2 * x;
+  }
+  parallel_items(s.planes() * s.out_h, 2 * s.in_w, [&](int64_t begin, int64_t end) {
+    std::vector<acc_t> row(s.in_w);
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t plane = item / s.out_h;
+      const BilinearTap<acc_t> tap = rows.tap(item - plane * s.out_h);
+      const scalar_t* source = input + plane * s.in_h * s.in_w;
+      const int64_t next = tap.low + (s.in_h + s.out_h - 1) / s.out_h;  // about there
+      prefetch<false>(source + next * s.in_w, next + 1 < s.in_h ? 2 * s.in_w : 0);
+      blend_source(source + tap.low * s.in_w, source + tap.high * s.in_w, tap.low_weight, tap.high_weight, s.in_w,
+                   row.data());
+      shrink_row(row.data(), taps.data(), columns, halving, s.out_w, output + item * s.out_w);
     }
   });
 }
@@ -89,10 +208,7 @@ SEGKERNELS_CLONES void blend_pixels(const scalar_t* low_row, const scalar_t* hig
 template <typename scalar_t, typename acc_t>
 void upsample_pixels(const Upsample2dShape& s, const BilinearAxis<acc_t>& rows, const BilinearAxis<acc_t>& cols,
                      const scalar_t* input, scalar_t* output) {
-  std::vector<BilinearTap<acc_t>> taps(s.out_w);
-  for (int64_t x = 0; x < s.out_w; ++x) {
-    taps[x] = cols.tap(x);
-  }
+  const std::vector<BilinearTap<acc_t>> taps = all_taps(cols);
   parallel_items(s.batch * s.out_h, s.out_w * s.channels, [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
       const int64_t n = item / s.out_h;
@@ -122,6 +238,8 @@ Tensor upsample_bilinear2d_cpu(const Tensor& input,  // [N, C, h, w]
     scalar_t* to = static_cast<scalar_t*>(output.mutable_data_ptr());
     if (channels_last) {
       upsample_pixels(s, rows, cols, from, to);
+    } else if (s.out_w < s.in_w) {
+      shrink_planes(s, rows, cols, from, to);
     } else {
       upsample_planes(s, rows, cols, from, to);
     }
@@ -142,10 +260,10 @@ Tensor upsample_bilinear2d_backward_cpu(const Tensor& grad_output,  // [N, C, H,
     using acc_t = accumulate_t<scalar_t>;
     const auto rows = bilinear_axis<acc_t>(s.in_h, s.out_h, align_corners, scales_h);
     const auto cols = bilinear_axis<acc_t>(s.in_w, s.out_w, align_corners, scales_w);
-    gather_gradient(s, adjoint_axis<acc_t>(s.in_h, s.out_h, [&](int64_t y) { return rows.tap(y); }),
-                    adjoint_axis<acc_t>(s.in_w, s.out_w, [&](int64_t x) { return cols.tap(x); }),
-                    static_cast<const scalar_t*>(grad.const_data_ptr()),
-                    static_cast<scalar_t*>(grad_input.mutable_data_ptr()));
+    gather_gradient<true>(s, adjoint_axis<acc_t>(s.in_h, s.out_h, [&](int64_t y) { return rows.tap(y); }),
+                          adjoint_axis<acc_t>(s.in_w, s.out_w, [&](int64_t x) { return cols.tap(x); }),
+                          static_cast<const scalar_t*>(grad.const_data_ptr()),
+                          static_cast<scalar_t*>(grad_input.mutable_data_ptr()));
   });
   return grad_input;
 }

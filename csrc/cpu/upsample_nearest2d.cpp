@@ -6,7 +6,7 @@
 
 #include "../common/max_unpool2d.h"
 #include "../common/nearest.h"
-#include "../common/upsample2d.h"
+#include "../common/upsample_adjoint.h"
 
 namespace segkernels {
 namespace {
@@ -50,6 +50,7 @@ void resample(const Upsample2dShape& s, const NearestAxis& rows, const NearestAx
       const int64_t source_row = image * s.in_h + rows.source(item - image * s.out_h);
       const T* source = input + source_row * s.in_w * step;
       T* to = output + item * out_row;
+      prefetch<true>(to + out_row, item + 1 < end ? out_row : 0);
       if (source_row == last) {
         std::memcpy(static_cast<void*>(to), to - out_row, out_row * sizeof(T));
       } else if (step > 1) {
@@ -96,6 +97,42 @@ AdjointAxis<acc_t> nearest_adjoint(const NearestAxis& axis) {
   });
 }
 
+// Twice the height and width, the usual case: every pixel is the sum of a square of four.
+template <typename acc_t, typename scalar_t>
+SEGKERNELS_CLONES void sum_squares(const scalar_t* __restrict top, const scalar_t* __restrict bottom, int64_t width,
+                                   int64_t channels, scalar_t* __restrict output) {
+  const auto sum = [&](int64_t left, int64_t right, int64_t to) SEGKERNELS_INLINE_LAMBDA {
+    store_one((to_compute<acc_t>(top[left]) + to_compute<acc_t>(bottom[left])) +
+                  (to_compute<acc_t>(top[right]) + to_compute<acc_t>(bottom[right])),
+              output + to);
+  };
+  if (channels == 1) {
+    for (int64_t x = 0; x < width; ++x) {
+      sum(2 * x, 2 * x + 1, x);
+    }
+    return;
+  }
+  for (int64_t x = 0; x < width; ++x) {
+    for (int64_t c = 0; c < channels; ++c) {
+      sum(2 * x * channels + c, (2 * x + 1) * channels + c, x * channels + c);
+    }
+  }
+}
+
+template <typename acc_t, typename scalar_t>
+void gather_squares(const Upsample2dShape& s, const scalar_t* grad_output, scalar_t* grad_input) {
+  const int64_t images = s.channels_last ? s.batch : s.planes();
+  const int64_t step = s.channels_last ? s.channels : 1;  // values of one pixel
+  const int64_t out_row = s.out_w * step;
+  parallel_items(images * s.in_h, 2 * out_row, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {  // grad_output's rows come in pairs, across images too
+      const scalar_t* top = grad_output + 2 * row * out_row;
+      prefetch<false>(top + 2 * out_row, row + 1 < end ? 2 * out_row : 0);
+      sum_squares<acc_t>(top, top + out_row, s.in_w, step, grad_input + row * s.in_w * step);
+    }
+  });
+}
+
 Tensor upsample_nearest2d_backward_cpu(const Tensor& grad_output,  // [N, C, H, W]
                                        std::vector<int64_t> input_size, std::optional<double> scales_h,
                                        std::optional<double> scales_w) {
@@ -107,10 +144,15 @@ Tensor upsample_nearest2d_backward_cpu(const Tensor& grad_output,  // [N, C, H, 
   Tensor grad_input = empty_nchw(s.batch, s.channels, s.in_h, s.in_w, grad.scalar_type(), grad, channels_last);
   dispatch_floating(grad.scalar_type(), "upsample_nearest2d_backward", [&]<typename scalar_t>() {
     using acc_t = accumulate_t<scalar_t>;
-    gather_gradient(s, nearest_adjoint<acc_t>(nearest_axis(s.in_h, s.out_h, scales_h)),
-                    nearest_adjoint<acc_t>(nearest_axis(s.in_w, s.out_w, scales_w)),
-                    static_cast<const scalar_t*>(grad.const_data_ptr()),
-                    static_cast<scalar_t*>(grad_input.mutable_data_ptr()));
+    const NearestAxis rows = nearest_axis(s.in_h, s.out_h, scales_h);
+    const NearestAxis cols = nearest_axis(s.in_w, s.out_w, scales_w);
+    const scalar_t* from = static_cast<const scalar_t*>(grad.const_data_ptr());
+    scalar_t* to = static_cast<scalar_t*>(grad_input.mutable_data_ptr());
+    if (rows.whole_factor() == 2 && cols.whole_factor() == 2) {
+      gather_squares<acc_t>(s, from, to);
+    } else {
+      gather_gradient<false>(s, nearest_adjoint<acc_t>(rows), nearest_adjoint<acc_t>(cols), from, to);
+    }
   });
   return grad_input;
 }

@@ -66,6 +66,21 @@ class TestUpsampleBilinear2d(OpTest):
                 ours, theirs = (torch.autograd.grad(value, image, grad)[0] for value in (output, expected))
                 torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
+    @pytest.mark.parametrize("floating", [torch.float64, torch.float16])
+    @pytest.mark.parametrize("align_corners", [False, True])
+    @pytest.mark.parametrize("width", [23, 90, 100, 184])
+    def test_wide_rows(self, width, align_corners, floating):
+        """Rows of several vectors, at half, twice, four times and no whole multiple of the width."""
+        image = torch.randn(2, 3, 6, 46 if width != 90 else 45, dtype=floating, requires_grad=True)
+        exact = image.detach().double().requires_grad_()
+        output = upsample_bilinear2d(image, (3 if width == 23 else 24, width), None, align_corners)
+        expected = interpolate(exact, output.shape[2:], None, align_corners)
+        grad = torch.randn_like(output)
+        tolerance = 1e-12 if floating == torch.float64 else 4e-3
+        torch.testing.assert_close(output.double(), expected, rtol=tolerance, atol=tolerance)
+        (ours,), (theirs,) = torch.autograd.grad(output, image, grad), torch.autograd.grad(expected, exact, grad.double())
+        torch.testing.assert_close(ours.double(), theirs, rtol=tolerance, atol=tolerance)
+
     @pytest.mark.parametrize("scale_factor", [1.05, 4 / 3, 3, 0.7, 33.3])
     def test_coordinates_are_torchs_to_the_bit(self, scale_factor):
         """A ramp shows the coordinates; a column of zeros beside a large one shows which neighbours are read."""

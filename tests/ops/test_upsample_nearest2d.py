@@ -68,6 +68,18 @@ class TestUpsampleNearest2d(OpTest):
         ours, theirs = (torch.autograd.grad(f(image, (11, 13)), image, grad)[0] for f in (upsample_nearest2d, interpolate))
         assert torch.equal(ours, theirs)
 
+    @pytest.mark.parametrize("channels_last", [False, True])
+    @pytest.mark.parametrize("factor", [2, 3, 4])
+    def test_gradient_of_wide_rows(self, factor, channels_last):
+        image = torch.randn(2, 9, 5, 45, dtype=torch.float64)
+        if channels_last:
+            image = image.contiguous(memory_format=torch.channels_last)
+        image.requires_grad_()
+        ours, theirs = (f(image, scale_factor=factor) for f in (upsample_nearest2d, interpolate))
+        grad = torch.randn_like(theirs)
+        ours, theirs = (torch.autograd.grad(output, image, grad)[0] for output in (ours, theirs))
+        torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)
+
     def test_empty(self):
         for shape in ((0, 3, 2, 2), (2, 0, 2, 2)):
             image = torch.randn(shape, requires_grad=True)
