@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from segkernels import losses, metrics, models, nn, ops
+from segkernels import losses, metrics, nn, ops
 from segkernels._load import build_info
 from segkernels._register import apply_environment, backend, tiers
 from segkernels._version import __version__
 
 if TYPE_CHECKING:
-    from segkernels import onnx
+    from segkernels import models, onnx
     from segkernels._accelerate import accelerate, accelerated, restore
 
 apply_environment()
@@ -39,8 +39,8 @@ def __getattr__(name: str) -> Any:
         from segkernels import _accelerate
 
         return getattr(_accelerate, name)
-    if name == "onnx":
-        return importlib.import_module("segkernels.onnx")
+    if name in ("models", "onnx"):
+        return importlib.import_module(f"segkernels.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
