@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 from pathlib import Path
 
@@ -27,8 +28,24 @@ def latest(rows: list[Row]) -> list[Row]:
     return list(newest.values())
 
 
+def summary(rows: list[Row]) -> list[str]:
+    """An op and mode a line: the geometric mean of its rows' ratios, and the worst and the best; overheads only below."""
+    lines = ["| op | mode | rows | faster | worst | best |", "|---|---|---:|---:|---:|---:|"]
+    for op, mode in dict.fromkeys((row.op, row.mode) for row in rows):
+        timed = [row for row in rows if (row.op, row.mode) == (op, mode) and row.ratio is not None]
+        # A call's overhead on an 8x8 map is no speed.
+        timed = [row for row in timed if "overhead" not in row.case] or timed
+        if not timed:
+            continue
+        ratios = [row.ratio for row in timed if row.ratio is not None]
+        worst, best = min(timed, key=lambda row: row.ratio or 0), max(timed, key=lambda row: row.ratio or 0)
+        ends = " | ".join(f"{times(row.ratio)} {row.case}" for row in (worst, best))
+        lines.append(f"| `{op}` | {mode} | {len(timed)} | **{times(statistics.geometric_mean(ratios))}** | {ends} |")
+    return lines
+
+
 def markdown(rows: list[Row]) -> str:
-    """One device's rows; those where segkernels loses too. Sweeps stand in the report alone."""
+    """One device's rows, losing ones too, folded away below a line an op. Sweeps stand in the report alone."""
     rows = [row for row in latest(rows) if not row.axis]
     usual = [row for row in rows if row.allocator != "default"] or rows
     default = {(*key(row), row.tier, row.threads): row for row in rows if row.allocator == "default"}
@@ -39,6 +56,10 @@ def markdown(rows: list[Row]) -> str:
         "runs; “faster” is the ratio to the best baseline with the 20th and 80th percentile of the rounds, "
         "“roofline” the share of what this machine can do for the same work (copy and matmul measured in the same run)"
         + (", “default” the ratio with glibc's default allocator." if default else "."),
+        "",
+        *summary(usual),
+        "",
+        "<details><summary>Every row</summary>",
         "",
         "| op | case | mode | segkernels | baseline | faster |" + (" default |" if default else "") + " roofline | peak MB |",
         "|---|---|---|---:|---:|---:|" + ("---:|" if default else "") + "---:|---:|",
@@ -58,7 +79,7 @@ def markdown(rows: list[Row]) -> str:
         cells += [f"{100 * (row.roofline or 0):.0f}%"]
         cells += ["" if row.peak_mb is None else f"{row.peak_mb:.0f} / {row.baseline_peak_mb or 0:.0f}"]
         lines.append(start + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", "</details>"])
 
 
 def rendered(folder: Path = results.FOLDER) -> str:
