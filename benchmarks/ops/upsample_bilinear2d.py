@@ -2,42 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-
-from benchmarks.cases import Case, GpuGoal, Sweep, Work
+from benchmarks.cases import Sweep
+from benchmarks.ops._upsample import ON_GPU, cases_of
 from segkernels.ops import upsample_bilinear2d
 
-
-def eager(image, size):
-    return F.interpolate(image, size, mode="bilinear")
-
-
-def eager_channels_last(image, size):
-    return F.interpolate(image.contiguous(memory_format=torch.channels_last), size, mode="bilinear")
-
-
-def case(name, shape, size, channels_last=False, **rest):
-    def inputs(dtype, device):
-        image = torch.randn(shape, device=device).to(dtype)
-        return image.contiguous(memory_format=torch.channels_last) if channels_last else image, size
-
-    def work(itemsize):
-        forward = (shape[2] * shape[3] + size[0] * size[1]) * shape[0] * shape[1] * itemsize
-        return Work({"fwd": forward, "fwdbwd": 2 * forward})
-
-    return Case(
-        name=name,
-        inputs=inputs,
-        ours=upsample_bilinear2d,
-        baselines={"eager": eager, "eager channels_last": eager_channels_last},
-        work=work,
-        **rest,
-    )
-
-
+case = cases_of(upsample_bilinear2d, "bilinear")
 BOTH = {"fwd": 3.0, "fwdbwd": 3.0}
-ON_GPU = {"devices": ("cuda",), "gpu_goals": {mode: GpuGoal(roofline=0.8) for mode in ("fwd", "fwdbwd")}}
 
 CASES = [
     case("4x21x65x65 to 260x260", (4, 21, 65, 65), (260, 260), goals=BOTH),

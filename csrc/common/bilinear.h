@@ -6,11 +6,7 @@
 #include <cstdint>
 #include <optional>
 
-#if defined(__CUDACC__)
-#define SEGKERNELS_HOST_DEVICE __host__ __device__ __forceinline__
-#elif !defined(SEGKERNELS_HOST_DEVICE)
-#define SEGKERNELS_HOST_DEVICE inline
-#endif
+#include "host_device.h"
 
 namespace segkernels {
 

@@ -3,16 +3,12 @@
 
 #include "check.h"
 #include "dice.h"
+#include "dispatch.h"
 
 namespace segkernels {
 
 constexpr const char* kDiceBceLoss = "dice_bce_loss";
 constexpr int64_t kStatistics = 5;  // sums of p * t (or min(p, t)), p, t, bce, and the number of valid pixels
-
-inline bool is_floating(ScalarType dtype) {
-  return dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
-         dtype == ScalarType::BFloat16;
-}
 
 inline void check_dice_bce(const Tensor& input, const Tensor& target, int64_t reduction, int64_t style) {
   check_dim(input, 4, kDiceBceLoss, "input");

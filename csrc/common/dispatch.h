@@ -27,6 +27,11 @@ struct accumulate<double> {
 template <typename scalar_t>
 using accumulate_t = typename accumulate<scalar_t>::type;
 
+inline bool is_floating(ScalarType dtype) {
+  return dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
+         dtype == ScalarType::BFloat16;
+}
+
 template <typename F>
 void dispatch_floating(ScalarType dtype, const char* op, F&& f) {
   switch (dtype) {

@@ -158,11 +158,6 @@ void count_upsampled(const Tensor& logits, bool channels_last, int64_t out_h, in
   count_items(logits.size(0) * out_h, out_w * classes, counts, count_rows);
 }
 
-bool is_floating(ScalarType dtype) {
-  return dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
-         dtype == ScalarType::BFloat16;
-}
-
 std::tuple<Tensor, Tensor> confusion_matrix_cpu(const Tensor& prediction,  // [N, *] labels or [N, C, *] logits
                                                 const Tensor& target,      // [N, *]
                                                 int64_t num_classes, std::optional<int64_t> ignore_index) {

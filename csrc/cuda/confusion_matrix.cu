@@ -268,9 +268,7 @@ std::tuple<Tensor, Tensor> confusion_matrix_cuda(const Tensor& prediction,  // [
                       static_cast<counter_t*>(invalid.mutable_data_ptr())};
   const DeviceScope scope(target);
   const ScalarType dtype = prediction.scalar_type();
-  const bool logits = dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
-                      dtype == ScalarType::BFloat16;
-  if (!logits) {
+  if (!is_floating(dtype)) {
     check_same_shape(prediction, target, "confusion_matrix", "prediction", "target");
     // An ignored class still counts where it is predicted; a label outside [0, C) has no column.
     const bool is_class = ignore_index.has_value() && *ignore_index >= 0 && *ignore_index < num_classes;

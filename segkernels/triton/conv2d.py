@@ -10,13 +10,12 @@ prints it.
 
 from __future__ import annotations
 
-import os
-
 import torch
 import triton
 import triton.language as tl
 
 from segkernels._layout import is_channels_last, memory_format
+from segkernels.triton._products import interpreted
 
 #: (pixels, channels, warps) by whether the layout is channels_last.
 CONFIGS = {
@@ -26,7 +25,6 @@ CONFIGS = {
 #: Taps, pixels and channels of a tile of the weight's gradient.
 WEIGHT_BLOCKS = {False: (16, 128, 1), True: (16, 4, 32)}
 #: Few programs, which is what the interpreter's time goes into.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 INTERPRETED_BLOCKS = {"BLOCK_P": 128, "BLOCK_C": 16}
 #: Programs that fill a GPU: the weight's gradient is split into about so many.
 PROGRAMS = 2048
@@ -169,12 +167,12 @@ def conv2d_weight_kernel(
 
 def _tuned(kernel):
     """The kernel for either layout, with its tile chosen; the interpreter has nothing to measure."""
-    if INTERPRETED:
+    if interpreted():
 
-        def interpreted(grid, *args, **constants):
+        def untuned(grid, *args, **constants):
             kernel[grid(INTERPRETED_BLOCKS)](*args, **constants, **INTERPRETED_BLOCKS)
 
-        return {False: interpreted, True: interpreted}
+        return {False: untuned, True: untuned}
 
     def launcher_of(configs):
         tuned = triton.autotune(
@@ -277,7 +275,7 @@ def conv2d_backward(
 def _weight_gradient(grad, values, weight, geometry, strides, multiplier, last):
     n, out_channels, out_h, out_w = grad.shape
     taps = weight.shape[2] * weight.shape[3]
-    block_t, block_p, block_c = (16, 64, 16) if INTERPRETED else WEIGHT_BLOCKS[last]
+    block_t, block_p, block_c = (16, 64, 16) if interpreted() else WEIGHT_BLOCKS[last]
     blocks = triton.cdiv(out_channels, block_c), triton.cdiv(taps, block_t)
     wanted = triton.cdiv(PROGRAMS, blocks[0] * blocks[1])
     images = triton.cdiv(n, min(n, wanted))  # of one program
