@@ -5,25 +5,10 @@
 
 #include "../common/bilinear.h"
 #include "../common/dispatch.h"
+#include "../common/upsample_groups.h"
 #include "resample_rows.cuh"
 
 namespace segkernels {
-
-// The first output at or after which taps begin at `source` or later: outputs [first_output(x), first_output(x + 1))
-// give their low weight to source x and their high weight to source x + 1.
-template <typename Axis>
-__host__ __device__ inline int first_output(const Axis& axis, int64_t source) {
-  int64_t begin = 0, end = source > 0 ? axis.out_size : 0;
-  while (begin < end) {
-    const int64_t middle = (begin + end) / 2;
-    if (axis.tap(middle).low < source) {
-      begin = middle + 1;
-    } else {
-      end = middle;
-    }
-  }
-  return static_cast<int>(begin);
-}
 
 constexpr int kOwnColumns = 8;                         // elements of a gradient row that a thread sums
 constexpr int kTileElements = kThreads * kOwnColumns;  // of a block
