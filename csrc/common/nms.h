@@ -95,8 +95,7 @@ void suppress(const T* boxes, const int64_t* order, int64_t count, double thresh
 
 // The kept positions in the given order, int64 [K].
 inline Tensor kept_in_order(const std::vector<int64_t>& order, const std::vector<uint8_t>& keep, const Tensor& like) {
-  const int64_t size[] = {static_cast<int64_t>(std::count(keep.begin(), keep.end(), 1))};
-  Tensor result = torch::stable::empty({size, 1}, ScalarType::Long, std::nullopt, like.device());
+  Tensor result = empty({std::count(keep.begin(), keep.end(), 1)}, ScalarType::Long, like);
   int64_t* out = static_cast<int64_t*>(result.mutable_data_ptr());
   for (const int64_t i : order) {
     if (keep[i]) {

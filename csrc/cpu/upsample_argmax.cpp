@@ -35,8 +35,7 @@ Tensor upsample_argmax_cpu(const Tensor& logits,  // [N, C, h, w]
   const Tensor dense = to_dense(logits, channels_last);
   const int64_t out_h = output_size[0];
   const int64_t out_w = output_size[1];
-  const int64_t shape[] = {logits.size(0), out_h, out_w};
-  Tensor labels = torch::stable::empty({shape, 3}, dtype);  // [N, H, W]
+  Tensor labels = empty({logits.size(0), out_h, out_w}, dtype, logits);  // [N, H, W]
   dispatch_floating(logits.scalar_type(), "upsample_argmax", [&]<typename scalar_t>() {
     using acc_t = accumulate_t<scalar_t>;
     const BilinearAxis<acc_t> rows = bilinear_axis<acc_t>(logits.size(2), out_h, align_corners);

@@ -205,8 +205,7 @@ Tensor upsample_argmax_cuda(const Tensor& logits,  // [N, C, h, w]
   const Tensor dense = to_dense(logits, channels_last);
   const Upsample2dShape s{logits.size(0), logits.size(1), logits.size(2), logits.size(3),
                           output_size[0], output_size[1], channels_last};
-  const int64_t shape[] = {s.batch, s.out_h, s.out_w};
-  Tensor labels = torch::stable::empty({shape, 3}, dtype, std::nullopt, logits.device());  // [N, H, W]
+  Tensor labels = empty({s.batch, s.out_h, s.out_w}, dtype, logits);  // [N, H, W]
   if (labels.numel() == 0) {
     return labels;
   }
