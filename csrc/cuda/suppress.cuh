@@ -263,7 +263,7 @@ std::tuple<Tensor, Tensor> suppress(const Tensor& boxes,   // [N, 4]
   }
   const ScalarType dtype = coordinate_type(boxes);
   const Tensor corners = to_coordinates(boxes, dtype);
-  const Tensor sorted = empty(dtype, 4 * count), segments = vector(ScalarType::Int, 2 * count);
+  const Tensor sorted = vector(dtype, 4 * count), segments = vector(ScalarType::Int, 2 * count);
   const Tensor excluded = vector(ScalarType::Byte, count), mask = vector(ScalarType::Long, count * kNmsWords);
   const Tensor survivors = vector(ScalarType::Int, count), chunk_survivors = vector(ScalarType::Int, 2 * count);
   Tensor longest = vector(ScalarType::Int, 1);
