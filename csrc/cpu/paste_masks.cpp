@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "../common/parallel.h"
+#include "paste_rows.h"
 
 namespace segkernels {
 namespace {

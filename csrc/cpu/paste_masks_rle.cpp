@@ -7,6 +7,7 @@
 
 #include "../common/parallel.h"
 #include "../common/paste_masks.h"
+#include "paste_rows.h"
 
 namespace segkernels {
 namespace {
