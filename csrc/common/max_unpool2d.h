@@ -69,6 +69,12 @@ inline MaxUnpool2dParams max_unpool2d_params(const Tensor& pooled, int64_t out_h
           kernel_size[1], stride[0],      stride[1],      padding[0],     padding[1], channels_last};
 }
 
+inline void check_same_planes(const Tensor& grad_output, const Tensor& indices, const char* op) {
+  STD_TORCH_CHECK(grad_output.size(0) == indices.size(0) && grad_output.size(1) == indices.size(1), op,
+                  ": expected grad_output and indices to agree in batch and channels, got ", shape_string(grad_output),
+                  " and ", shape_string(indices));
+}
+
 // Unpooling moves values without looking at them: kernels are instantiated by element size, not by dtype.
 template <typename F>
 void dispatch_element(const Tensor& values, const char* op, F&& f) {

@@ -228,6 +228,7 @@ Tensor max_unpool2d_backward_cuda(const Tensor& grad_output,  // [N, C, H, W]
                                   IntList kernel_size, IntList stride, IntList padding) {
   check_dim(grad_output, 4, "max_unpool2d_backward", "grad_output");
   check_dim(indices, 4, "max_unpool2d_backward", "indices");
+  check_same_planes(grad_output, indices, "max_unpool2d_backward");
   const bool channels_last = is_channels_last(indices);
   const Tensor grad = to_dense(grad_output, channels_last);
   const Tensor places = to_dense(indices, channels_last);

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from op_test import OpTest, Sample
 
+import segkernels
 from segkernels.ops import max_unpool2d
 from segkernels.reference import max_unpool2d as reference
 
@@ -98,8 +99,6 @@ class TestMaxUnpool2d(OpTest):
         assert torch.equal(ours.grad, theirs.grad)
 
     def test_last_duplicate_wins_and_takes_the_gradient(self, tier):
-        import segkernels
-
         values = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]], device=tier[0], requires_grad=True)
         indices = torch.tensor([[[[5, 5], [5, 0]]]], device=tier[0])
         with segkernels.backend(tier[1]):
@@ -117,6 +116,14 @@ class TestMaxUnpool2d(OpTest):
         assert indices.flatten().tolist() == [5, 2, 12, 15]
         output = max_unpool2d(torch.tensor([[[[1.0, 2], [3, 4]]]]), indices, 2)
         assert output.squeeze().tolist() == [[0, 0, 2, 0], [0, 1, 0, 0], [0, 0, 0, 0], [3, 0, 0, 4]]
+
+    def test_gradient_of_another_batch(self, tier):
+        """Nothing is read beyond a gradient that the op itself is handed, without the public function's checks."""
+        if tier[1] not in ("cpu", "cuda", "emulated"):
+            pytest.skip("this tier checks in Python only")
+        grad, indices = torch.randn(1, 2, 4, 4, device=tier[0]), INDICES.to(tier[0]).repeat(3, 2, 1, 1)
+        with segkernels.backend(tier[1]), pytest.raises(RuntimeError, match="agree in batch and channels"):
+            torch.ops.segkernels.max_unpool2d_backward(grad, indices, [2, 2], [2, 2], [0, 0])
 
     def test_empty(self):
         for shape in ((0, 3, 2, 2), (2, 0, 2, 2)):
