@@ -53,10 +53,11 @@ struct Gemm {
 
   using Sums = vec[kRows][kVectors];
 
-  // load(r, k) is A's element; B is packed.
+  // load(r, k) is A's element; rows of B are `step` apart.
   template <typename Load>
-  static SEGKERNELS_INLINE void add_products(int64_t depth, const Load& load, const acc_t* b, Sums& sum) {
-    for (int64_t k = 0; k < depth; ++k, b += kCols) {
+  static SEGKERNELS_INLINE void add_products(int64_t depth, const Load& load, const acc_t* b, Sums& sum,
+                                             int64_t step = kCols) {
+    for (int64_t k = 0; k < depth; ++k, b += step) {
       vec columns[kVectors];
 #pragma GCC unroll 3
       for (int v = 0; v < kVectors; ++v) {
@@ -79,6 +80,10 @@ struct Gemm {
     // Each block of depth is summed on its own and then added: a shorter chain, so a smaller error.
     Sums sum = {};
     add_products(depth, load, b, sum);
+    store_tile(sum, tile, accumulate);
+  }
+
+  static SEGKERNELS_INLINE void store_tile(const Sums& sum, acc_t* tile, bool accumulate) {
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 3

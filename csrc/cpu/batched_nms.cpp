@@ -36,9 +36,8 @@ std::tuple<Tensor, Tensor> batched_nms_cpu(const Tensor& boxes,   // [N, 4]
                keep.data());
     }
   });
-  const int64_t size[] = {count};
-  Tensor order = torch::stable::empty({size, 1}, ScalarType::Long, std::nullopt, boxes.device());  // [N]
-  Tensor kept = torch::stable::empty({size, 1}, ScalarType::Bool, std::nullopt, boxes.device());   // [N]
+  Tensor order = empty({count}, ScalarType::Long, boxes);  // [N]
+  Tensor kept = empty({count}, ScalarType::Bool, boxes);   // [N]
   std::copy(by_score.begin(), by_score.end(), static_cast<int64_t*>(order.mutable_data_ptr()));
   std::transform(by_score.begin(), by_score.end(), static_cast<uint8_t*>(kept.mutable_data_ptr()),
                  [&keep](int64_t i) { return keep[i]; });

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../common/vendor.h"
+#include "conv_transpose2d_cells.h"
 #include "conv_transpose2d_depthwise.h"
 #include "conv_transpose2d_phases.h"
 #include "conv_transpose2d_tiled.h"
@@ -11,16 +12,19 @@
 namespace segkernels {
 namespace {
 
-enum class Path { kTiled, kPhases, kDepthwise, kVendor };
+enum class Path { kCells, kTiled, kPhases, kDepthwise, kVendor };
 
 // The rule that decides, from benchmarks/results: this package's paths in NCHW, where torch's run at 40-80% of the
 // machine's matrix peak, and its depthwise kernel at a fifth of the memory's speed; torch's in channels_last.
 Path choose_path(const ConvTranspose2dParams& p, bool channels_last, bool forward) {
-  if (p.kernel_is_stride() && p.taps() > 1 && !(channels_last && forward)) {
+  if (p.kernel_is_stride() && p.taps() > 1 && !forward) {
     return Path::kTiled;
   }
   if (!channels_last && phases_apply(p)) {
     return Path::kPhases;
+  }
+  if (!channels_last && cells_apply(p) && forward) {
+    return Path::kCells;
   }
   if (!channels_last && depthwise_applies(p)) {
     return Path::kDepthwise;
@@ -66,8 +70,8 @@ Tensor conv_transpose2d_cpu(const Tensor& input,                // [N, Cin, H, W
   dispatch_floating(input.scalar_type(), "conv_transpose2d", [&]<typename T>() {
     const T* bias_data = bias ? data<T>(b) : nullptr;
     T* out = static_cast<T*>(output.mutable_data_ptr());
-    if (path == Path::kTiled) {
-      Tiled<T>{p, channels_last}.forward(data<T>(x), data<T>(w), bias_data, out);
+    if (path == Path::kCells) {
+      Cells<accumulate_t<T>>(p).forward(data<T>(x), data<T>(w), bias_data, out);
     } else if (path == Path::kPhases) {
       Phases<T>(p).forward(data<T>(x), data<T>(w), bias_data, out);
     } else {

@@ -1,7 +1,7 @@
-// Transposed convolution whose kernel equals its stride, on the CPU.
+// Gradients of a transposed convolution whose kernel equals its stride, on the CPU.
 //
-// Every output pixel has one input pixel and one tap. Forward is W^T x, stored as a pixel shuffle; the gradients are
-// products with the gradient read through the same shuffle. Nothing of the output's size is ever written twice.
+// Every output pixel has one input pixel and one tap: the gradients are products with the output's gradient read
+// through a pixel shuffle, which never exists in memory.
 #pragma once
 
 #include <array>
@@ -101,25 +101,6 @@ struct Tiled {
     return Runs<kCols>(p, panel * kCols, std::min(kCols, pixels() - panel * kCols));
   }
 
-  // [depth][kCols] of the input: depth is the in channel, columns are pixels.
-  SEGKERNELS_CLONES void pack_input(const T* input, int64_t k0, int64_t depth, int64_t panel, acc_t* to) const {
-    std::fill(to, to + depth * kCols, acc_t(0));
-    const Runs<kCols> all = runs(panel);
-    for (int i = 0; i < all.count; ++i) {
-      const Run& run = all.run[i];
-      const T* from = input + in_pixel(run) + k0 * in_channel_step();
-      if (channels_last) {
-        for (int64_t c = 0; c < run.count; ++c) {
-          copy_strided(to + run.col + c, kCols, from + c * p.in_channels, 1, depth);
-        }
-      } else {
-        for (int64_t k = 0; k < depth; ++k) {
-          copy_strided(to + k * kCols + run.col, 1, from + k * p.in_plane(), 1, run.count);
-        }
-      }
-    }
-  }
-
   // [depth][kCols] of the output's gradient: depth is (out channel, tap), columns are pixels.
   SEGKERNELS_CLONES void pack_grad(const T* grad, const int64_t* offsets, int64_t k0, int64_t depth, int64_t panel,
                                    acc_t* to) const {
@@ -146,53 +127,6 @@ struct Tiled {
     }
   }
 
-  // Tiles of the forward product into the output; row m of a tile is output offset offsets[m].
-  SEGKERNELS_CLONES void store_output(int64_t panel, const acc_t* tiles, const int64_t* offsets, const acc_t* bias,
-                                      T* output) const {
-    const Runs<kCols> all = runs(panel);
-    const int64_t row_count = rows();
-    const bool pairs = !channels_last && p.kernel_w == 2;
-    const int64_t step = out_step();
-    for (int64_t m = 0; m < row_count; m += kRows) {
-      const acc_t* tile = tiles + m * kCols;
-      const int64_t valid = std::min<int64_t>(kRows, row_count - m);
-      for (int i = 0; i < all.count; ++i) {
-        const Run& run = all.run[i];
-        T* pixel = output + out_pixel(run);
-        if (pairs) {
-          // Taps (i, 0) and (i, 1) alternate along the output row: rows come in pairs.
-          for (int64_t r = 0; r < valid; r += 2) {
-            const acc_t* even = tile + r * kCols + run.col;
-            const acc_t* odd = even + kCols;
-            T* to = pixel + offsets[m + r];
-            const acc_t add = bias[m + r];
-            for (int64_t c = 0; c < run.count; ++c) {
-              to[2 * c] = static_cast<T>(even[c] + add);
-              to[2 * c + 1] = static_cast<T>(odd[c] + add);
-            }
-          }
-        } else if (channels_last && valid == kRows && offsets[m + 3] == offsets[m] + 3) {
-          T* to = pixel + offsets[m];
-          const acc_t* from = tile + run.col;
-          const acc_t add[4] = {bias[m], bias[m + 1], bias[m + 2], bias[m + 3]};
-          for (int64_t c = 0; c < run.count; ++c, to += step) {
-            to[0] = static_cast<T>(from[c] + add[0]);
-            to[1] = static_cast<T>(from[c + kCols] + add[1]);
-            to[2] = static_cast<T>(from[c + 2 * kCols] + add[2]);
-            to[3] = static_cast<T>(from[c + 3 * kCols] + add[3]);
-          }
-        } else {
-          for (int64_t r = 0; r < valid; ++r) {
-            T* to = pixel + offsets[m + r];
-            for (int64_t c = 0; c < run.count; ++c) {
-              to[c * step] = static_cast<T>(tile[r * kCols + run.col + c] + bias[m + r]);
-            }
-          }
-        }
-      }
-    }
-  }
-
   SEGKERNELS_CLONES void store_grad_input(int64_t panel, const acc_t* tiles, T* grad_input) const {
     const Runs<kCols> all = runs(panel);
     for (int64_t m = 0; m < p.in_channels; ++m) {
@@ -210,26 +144,6 @@ struct Tiled {
       offsets[m] = out_offset(m);
     }
     return offsets;
-  }
-
-  void forward(const T* input, const T* weight, const T* bias, T* output) const {
-    const std::vector<int64_t> offsets = out_offsets();
-    std::vector<acc_t> add(rows());
-    for (int64_t m = 0; m < rows() && bias; ++m) {
-      add[m] = static_cast<acc_t>(bias[weight_offset(m) / p.taps()]);
-    }
-    const auto a = pack_rows<acc_t>(rows(), p.in_channels, [&](int64_t k0, int64_t depth, int64_t panel, acc_t* to) {
-      for (int64_t k = 0; k < depth; ++k) {
-        for (int64_t r = 0; r < kRows; ++r) {
-          const int64_t m = panel * kRows + r;
-          to[k * kRows + r] = m < rows() ? static_cast<acc_t>(weight[(k0 + k) * rows() + weight_offset(m)]) : acc_t(0);
-        }
-      }
-    });
-    gemm_columns<acc_t>(
-        rows(), p.in_channels, pixels(), a,
-        [&](int64_t k0, int64_t depth, int64_t panel, acc_t* to) { pack_input(input, k0, depth, panel, to); },
-        [&](int64_t panel, const acc_t* tiles) { store_output(panel, tiles, offsets.data(), add.data(), output); });
   }
 
   void grad_input(const T* grad, const T* weight, T* result) const {

@@ -21,8 +21,7 @@ Tensor nms_cpu(const Tensor& boxes,   // [N, 4]
   dispatch_coordinates(corners.scalar_type(), [&]<typename T>() {
     suppress(static_cast<const T*>(corners.const_data_ptr()), order.data(), count, iou_threshold, keep.data());
   });
-  const int64_t size[] = {static_cast<int64_t>(std::count(keep.begin(), keep.end(), 1))};
-  Tensor result = torch::stable::empty({size, 1}, ScalarType::Long, std::nullopt, boxes.device());  // [K]
+  Tensor result = empty({std::count(keep.begin(), keep.end(), 1)}, ScalarType::Long, boxes);  // [K]
   std::copy_if(order.begin(), order.end(), static_cast<int64_t*>(result.mutable_data_ptr()),
                [&keep](int64_t i) { return keep[i] != 0; });
   return result;

@@ -91,8 +91,7 @@ Tensor paste_masks_cuda(const Tensor& masks,  // [N, h, w]
                         std::vector<int64_t> image_size, double threshold, int64_t style) {
   const PasteMasksParams p = paste_masks_params(masks, boxes, image_size, threshold, style, "paste_masks");
   const ScalarType dtype = paste_type(masks, boxes);
-  const int64_t size[] = {p.count, p.image_h, p.image_w};
-  Tensor output = torch::stable::empty({size, 3}, ScalarType::Bool, std::nullopt, masks.device());  // [N, H, W]
+  Tensor output = empty({p.count, p.image_h, p.image_w}, ScalarType::Bool, masks);  // [N, H, W]
   if (output.numel() == 0) {
     return output;
   }

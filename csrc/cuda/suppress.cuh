@@ -251,11 +251,9 @@ std::tuple<Tensor, Tensor> suppress(const Tensor& boxes,   // [N, 4]
   const int64_t count = boxes.size(0);
   STD_TORCH_CHECK(count <= INT32_MAX / 2, op, ": expected at most 2^30 boxes, got ", count);
   const DeviceScope scope(boxes);
-  const auto empty = [&](ScalarType dtype, int64_t size) {
-    return torch::stable::empty({size}, dtype, std::nullopt, boxes.device());
-  };
+  const auto vector = [&](ScalarType dtype, int64_t size) { return empty({size}, dtype, boxes); };
   const Tensor order = std::get<1>(stable_sort(scores, true));
-  Tensor kept = empty(ScalarType::Bool, count);
+  Tensor kept = vector(ScalarType::Bool, count);
   if (count == 0) {
     return {order, kept};
   }
@@ -265,10 +263,10 @@ std::tuple<Tensor, Tensor> suppress(const Tensor& boxes,   // [N, 4]
   }
   const ScalarType dtype = coordinate_type(boxes);
   const Tensor corners = to_coordinates(boxes, dtype);
-  const Tensor sorted = empty(dtype, 4 * count), segments = empty(ScalarType::Int, 2 * count);
-  const Tensor excluded = empty(ScalarType::Byte, count), mask = empty(ScalarType::Long, count * kNmsWords);
-  const Tensor survivors = empty(ScalarType::Int, count), chunk_survivors = empty(ScalarType::Int, 2 * count);
-  Tensor longest = empty(ScalarType::Int, 1);
+  const Tensor sorted = vector(dtype, 4 * count), segments = vector(ScalarType::Int, 2 * count);
+  const Tensor excluded = vector(ScalarType::Byte, count), mask = vector(ScalarType::Long, count * kNmsWords);
+  const Tensor survivors = vector(ScalarType::Int, count), chunk_survivors = vector(ScalarType::Int, 2 * count);
+  Tensor longest = vector(ScalarType::Int, 1);
   torch::stable::zero_(longest);
   dispatch_coordinates(dtype, [&]<typename T>() {
     const Suppression<T> s{static_cast<int>(count),
