@@ -13,7 +13,7 @@ TILE = 8
 #: Bins along an axis whose weights it holds at once.
 BINS = 16
 #: Boxes that a program looks at together for those that reach its tile.
-BOXES = 128
+BOXES = 64
 
 
 def bits(value: float) -> int:

@@ -74,7 +74,7 @@ class TestNms(OpTest):
 
     def test_many_boxes(self, tier, monkeypatch):
         """More than any tier compares at once."""
-        boxes, scores = scored_boxes(many(tier[1], monkeypatch), size=1000)
+        boxes, scores = scored_boxes(many(tier[1], monkeypatch), size=300)
         expected = nms(boxes, scores, 0.4)
         with segkernels.backend(tier[1]):
             assert torch.equal(nms(boxes.to(tier[0]), scores.to(tier[0]), 0.4).cpu(), expected)
