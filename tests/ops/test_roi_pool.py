@@ -29,6 +29,7 @@ class TestRoiPool(OpTest):
     function = staticmethod(roi_pool)
     oracle = staticmethod(oracle)
     gradcheck_samples = ("3x3",)
+    not_interpreted = ("3x3", "scaled", "channels_last", "more bins than pixels")
 
     def samples(self, device, dtype):
         boxes = torch.tensor(BOXES, device=device).to(dtype)
@@ -39,6 +40,8 @@ class TestRoiPool(OpTest):
             return values.contiguous(memory_format=torch.channels_last) if channels_last else values
 
         return [
+            Sample("two boxes", (maps(2), boxes[2:4], (2, 3))),
+            Sample("one box channels_last", (maps(3, True), boxes[3:4], (3, 2))),
             Sample("3x3", (maps(1), boxes, 3)),
             Sample("scaled", (maps(1), boxes, (2, 3), 0.5)),
             Sample("channels_last", (maps(3, True), boxes[:4], (3, 4))),

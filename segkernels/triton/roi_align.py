@@ -1,0 +1,254 @@
+"""RoI Align in Triton, over one map or the levels of a pyramid, with one launch a level: boxes of another level return at
+once. Forward a lane sums an output's samples; backward a program gathers a tile of the map from the boxes that reach it, in
+their order: no atomics, the same bits in every run."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+from segkernels._layout import is_channels_last, memory_format
+from segkernels.triton._regions import (
+    BINS,
+    BOXES,
+    TILE,
+    bins_reach,
+    bits,
+    box_image,
+    box_level,
+    coordinates,
+    first_sample,
+    pixel_weights,
+    real,
+    rounding,
+    sample_axis,
+    sample_tap,
+    sample_window,
+)
+
+BLOCK = 256
+CHANNELS = 32
+
+
+@triton.jit
+def roi_align_fwd_kernel(
+    input_ptr, boxes_ptr, output_ptr, batch, channels, height, width, scale_bits, bins_h, bins_w, sampling_ratio, chunks,
+    level, levels, level_min, level_max, canonical_scale_bits, canonical_level_bits,
+    ALIGNED: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACC: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Outputs of one box in the order of memory."""
+    program = tl.program_id(0).to(tl.int64)
+    k = program // chunks
+    box = boxes_ptr + k * 5
+    image = box_image(tl.load(box), batch)
+    x1, y1, x2, y2 = tl.load(box + 1), tl.load(box + 2), tl.load(box + 3), tl.load(box + 4)
+    own = box_level(x1, y1, x2, y2, levels, level_min, level_max, canonical_scale_bits, canonical_level_bits, ACC)
+    # Boxes without a level are zeros, which the first launch writes.
+    if (own != level) & ((own >= 0) | (level > 0)):
+        return
+    bins = bins_h * bins_w
+    item = (program - k * chunks).to(tl.int32) * BLOCK + tl.arange(0, BLOCK)
+    mask = item < bins * channels
+    if CHANNELS_LAST:
+        bin = item // channels
+        c = item - bin * channels
+    else:
+        c = item // bins
+        bin = item - c * bins
+    bin_y = bin // bins_w
+    bin_x = bin - bin_y * bins_w
+    total = tl.zeros((BLOCK,), ACC)
+    if (image >= 0) & (own >= 0) & (height * width > 0):
+        top, size_y, samples_y = sample_axis(y1, y2, scale_bits, bins_h, sampling_ratio, ALIGNED, ACC)
+        left, size_x, samples_x = sample_axis(x1, x2, scale_bits, bins_w, sampling_ratio, ALIGNED, ACC)
+        border = -tl.full((), 1, ACC)
+        step_y, slack_y, count_y, few_y = sample_window(top, size_y, samples_y, bins_h, border, real(height, ACC), ACC, EPS)
+        step_x, slack_x, count_x, few_x = sample_window(left, size_x, samples_x, bins_w, border, real(width, ACC), ACC, EPS)
+        base_y = top + bin_y.to(ACC) * size_y
+        base_x = left + bin_x.to(ACC) * size_x
+        first_y = first_sample(base_y, step_y, slack_y, samples_y, few_y, border, ACC)
+        first_x = first_sample(base_x, step_x, slack_x, samples_x, few_x, border, ACC)
+        plane = tl.full((), height, tl.int64) * width
+        pixel_step = channels if CHANNELS_LAST else 1
+        source = input_ptr + image.to(tl.int64) * channels * plane
+        source = source + (c.to(tl.int64) if CHANNELS_LAST else c.to(tl.int64) * plane)
+        for i in range(count_y):
+            sample_y = first_y + i
+            position = base_y + (sample_y.to(ACC) + 0.5) * size_y / samples_y.to(ACC)
+            inside_y, low_y, high_y, part_y = sample_tap(position, height, ACC)
+            inside_y = inside_y & (sample_y < samples_y) & mask
+            for j in range(count_x):
+                sample_x = first_x + j
+                position = base_x + (sample_x.to(ACC) + 0.5) * size_x / samples_x.to(ACC)
+                inside, low_x, high_x, part_x = sample_tap(position, width, ACC)
+                inside = inside & (sample_x < samples_x) & inside_y
+                a = tl.load(source + (low_y * width + low_x) * pixel_step, mask=inside, other=0).to(ACC)
+                b = tl.load(source + (low_y * width + high_x) * pixel_step, mask=inside, other=0).to(ACC)
+                d = tl.load(source + (high_y * width + low_x) * pixel_step, mask=inside, other=0).to(ACC)
+                e = tl.load(source + (high_y * width + high_x) * pixel_step, mask=inside, other=0).to(ACC)
+                upper = (1 - part_y) * (1 - part_x) * a + (1 - part_y) * part_x * b
+                total += upper + part_y * (1 - part_x) * d + part_y * part_x * e
+        total = total / tl.maximum(samples_y.to(ACC) * samples_x.to(ACC), 1)
+    tl.store(output_ptr + k * channels * bins + item, total.to(output_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def roi_align_bwd_kernel(
+    grad_output_ptr, boxes_ptr, grad_input_ptr, count, batch, channels, height, width, scale_bits, bins_h, bins_w,
+    sampling_ratio, level, levels, level_min, level_max, canonical_scale_bits, canonical_level_bits,
+    ALIGNED: tl.constexpr, GRAD_LAST: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACC: tl.constexpr, EPS: tl.constexpr,
+    TILE: tl.constexpr, CHANNELS: tl.constexpr, BINS: tl.constexpr, BOXES: tl.constexpr,
+):  # fmt: skip
+    """A tile of one image's map for some channels."""
+    slabs = tl.cdiv(channels, CHANNELS)
+    tiles_w = tl.cdiv(width, TILE)
+    program = tl.program_id(0)
+    rest = program // slabs
+    c = (program - rest * slabs) * CHANNELS + tl.arange(0, CHANNELS)
+    row_of_tiles = rest // tiles_w
+    tile_x = (rest - row_of_tiles * tiles_w) * TILE
+    image = row_of_tiles // tl.cdiv(height, TILE)
+    tile_y = (row_of_tiles - image * tl.cdiv(height, TILE)) * TILE
+    pixel = tl.arange(0, TILE * TILE)
+    y = tile_y + pixel // TILE
+    x = tile_x + pixel % TILE
+    last_y = tile_y + TILE - 1
+    last_x = tile_x + TILE - 1
+    held = c < channels
+    line = tl.arange(0, BINS)[None, :]
+    bins = bins_h * bins_w
+    grad_step = 1 if GRAD_LAST else bins
+    bin_step = channels if GRAD_LAST else 1
+    total = tl.zeros((TILE * TILE, CHANNELS), ACC)
+    for block in range(tl.cdiv(count, BOXES)):
+        number = block * BOXES + tl.arange(0, BOXES)
+        some = number < count
+        at = boxes_ptr + number.to(tl.int64) * 5
+        ids = tl.load(at, mask=some, other=-1)
+        x1 = tl.load(at + 1, mask=some, other=0)
+        y1 = tl.load(at + 2, mask=some, other=0)
+        x2 = tl.load(at + 3, mask=some, other=0)
+        y2 = tl.load(at + 4, mask=some, other=0)
+        own = box_level(x1, y1, x2, y2, levels, level_min, level_max, canonical_scale_bits, canonical_level_bits, ACC)
+        tops, sizes_y, counts_y = sample_axis(y1, y2, scale_bits, bins_h, sampling_ratio, ALIGNED, ACC)
+        lefts, sizes_x, counts_x = sample_axis(x1, x2, scale_bits, bins_w, sampling_ratio, ALIGNED, ACC)
+        wanted = some & (box_image(ids, batch) == image) & (own == level)
+        wanted = wanted & bins_reach(tops, sizes_y, counts_y, 0, bins_h - 1, tile_y, last_y, ACC, EPS)
+        wanted = wanted & bins_reach(lefts, sizes_x, counts_x, 0, bins_w - 1, tile_x, last_x, ACC, EPS)
+        k = tl.min(tl.where(wanted, number, count), axis=0)
+        while k < count:
+            box = boxes_ptr + k.to(tl.int64) * 5
+            top, size_y, samples_y = sample_axis(
+                tl.load(box + 2), tl.load(box + 4), scale_bits, bins_h, sampling_ratio, ALIGNED, ACC
+            )
+            left, size_x, samples_x = sample_axis(
+                tl.load(box + 1), tl.load(box + 3), scale_bits, bins_w, sampling_ratio, ALIGNED, ACC
+            )
+            scale = 1 / tl.maximum(samples_y.to(ACC) * samples_x.to(ACC), 1)
+            source = grad_output_ptr + k.to(tl.int64) * channels * bins + c * grad_step
+            for row in range(0, bins_h, BINS):
+                weights_y, begin_y, end_y = pixel_weights(
+                    y[:, None], row + line, top, size_y, samples_y, bins_h, height, tile_y, last_y, ACC, EPS
+                )
+                for column in range(0, bins_w, BINS):
+                    weights_x, begin_x, end_x = pixel_weights(
+                        x[:, None], column + line, left, size_x, samples_x, bins_w, width, tile_x, last_x, ACC, EPS
+                    )
+                    for bin_y in range(begin_y, end_y):
+                        weight_y = scale * tl.sum(tl.where(line == bin_y, weights_y, 0), axis=1)
+                        for bin_x in range(begin_x, end_x):
+                            weight = weight_y * tl.sum(tl.where(line == bin_x, weights_x, 0), axis=1)
+                            bin = (row + bin_y) * bins_w + column + bin_x
+                            grad = tl.load(source + bin * bin_step, mask=held, other=0).to(ACC)
+                            total += weight[:, None] * grad[None, :]
+            k = tl.min(tl.where(wanted & (number > k), number, count), axis=0)
+    place = (y.to(tl.int64) * width + x)[:, None]
+    plane = tl.full((), height, tl.int64) * width
+    if CHANNELS_LAST:
+        offset = place * channels + c[None, :]
+    else:
+        offset = c.to(tl.int64)[None, :] * plane + place
+    mask = ((y < height) & (x < width))[:, None] & held[None, :]
+    target = grad_input_ptr + image.to(tl.int64) * channels * plane + offset
+    tl.store(target, total.to(grad_input_ptr.dtype.element_ty), mask=mask)
+
+
+def _pyramid(level, spatial_scales, canonical_scale, canonical_level):
+    low, high = (int(-math.log2(scale)) for scale in (spatial_scales[0], spatial_scales[-1]))
+    return level, len(spatial_scales), low, high, bits(canonical_scale), bits(canonical_level)
+
+
+def pool(features, boxes, output_size, spatial_scales, sampling_ratio, aligned, canonical_scale=1.0, canonical_level=0.0):
+    """RoI Align over the levels of a pyramid; one map is a pyramid of one level."""
+    first = features[0]
+    layout = memory_format(first)
+    batch, channels = first.shape[:2]
+    output = torch.empty((len(boxes), channels, *output_size), dtype=first.dtype, device=first.device, memory_format=layout)
+    if output.numel() == 0:
+        return output
+    rois = coordinates(boxes, first.dtype)
+    chunks = triton.cdiv(output[0].numel(), BLOCK)
+    for level, (map, scale) in enumerate(zip(features, spatial_scales)):
+        roi_align_fwd_kernel[(len(boxes) * chunks,)](
+            map.contiguous(memory_format=layout), rois, output, batch, channels, *map.shape[2:], bits(scale), *output_size,
+            sampling_ratio, chunks, *_pyramid(level, spatial_scales, canonical_scale, canonical_level),
+            ALIGNED=aligned, CHANNELS_LAST=is_channels_last(first), BLOCK=BLOCK, **rounding(first.dtype),
+        )  # fmt: skip
+    return output
+
+
+def pool_backward(
+    grad_output, boxes, batch, sizes, spatial_scales, sampling_ratio, aligned, channels_last,
+    canonical_scale=1.0, canonical_level=0.0,
+):  # fmt: skip
+    """The gradient of every map."""
+    layout = memory_format(grad_output)
+    grad = grad_output.contiguous(memory_format=layout)
+    channels = grad.shape[1]
+    rois = coordinates(boxes, grad.dtype)
+    grads = []
+    for level, scale in enumerate(spatial_scales):
+        height, width = sizes[2 * level : 2 * level + 2]
+        shape = (batch, channels, height, width)
+        last = torch.channels_last if channels_last else torch.contiguous_format
+        grads.append(torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=last))
+        if grads[-1].numel() == 0:
+            continue
+        tiles = triton.cdiv(height, TILE) * triton.cdiv(width, TILE)
+        roi_align_bwd_kernel[(batch * tiles * triton.cdiv(channels, CHANNELS),)](
+            grad, rois, grads[-1], len(rois), batch, channels, height, width, bits(scale), *grad.shape[2:], sampling_ratio,
+            *_pyramid(level, spatial_scales, canonical_scale, canonical_level),
+            ALIGNED=aligned, GRAD_LAST=is_channels_last(grad), CHANNELS_LAST=channels_last,
+            TILE=TILE, CHANNELS=CHANNELS, BINS=BINS, BOXES=BOXES, **rounding(grad.dtype),
+        )  # fmt: skip
+    return grads
+
+
+def roi_align(input, boxes, output_size, spatial_scale, sampling_ratio, aligned):
+    return pool([input], boxes, output_size, [spatial_scale], sampling_ratio, aligned)
+
+
+def roi_align_backward(
+    grad_output, boxes, batch, height, width, spatial_scale, sampling_ratio, aligned, channels_last
+):  # fmt: skip
+    scales = [spatial_scale]
+    return pool_backward(grad_output, boxes, batch, [height, width], scales, sampling_ratio, aligned, channels_last)[0]
+
+
+def compile_cases():
+    """Yields ``(kernel, types of its arguments, its constants)`` for tests/triton/test_compile.py."""
+    for value, dtype, last in (
+        ("*fp32", torch.float32, False),
+        ("*fp64", torch.float64, True),
+        ("*bf16", torch.bfloat16, True),
+    ):
+        types = dict.fromkeys(("input_ptr", "output_ptr", "grad_output_ptr", "grad_input_ptr"), value)
+        types |= {"boxes_ptr": "*fp64" if value == "*fp64" else "*fp32"}
+        types |= dict.fromkeys(("scale_bits", "canonical_scale_bits", "canonical_level_bits"), "i64")
+        constants = {"ALIGNED": last, "CHANNELS_LAST": last, "GRAD_LAST": last, "BLOCK": BLOCK, **rounding(dtype)}
+        constants |= {"TILE": TILE, "CHANNELS": CHANNELS, "BINS": BINS, "BOXES": BOXES}
+        yield roi_align_fwd_kernel, types, constants
+        yield roi_align_bwd_kernel, types, constants
