@@ -119,6 +119,24 @@ class TestSigmoidStatistics(OpTest):
         actual = value_and_grad(UpsampleDiceBCELoss(align_corners=align_corners), logits, target)
         assert_same(actual, value_and_grad(full, logits, target))
 
+    @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+    @pytest.mark.parametrize("style", ["lecture", "smp", "monai"])
+    def test_upsampled_dice_bce_has_every_argument(self, style, reduction):
+        logits, target = torch.randn(2, 3, 8, 9), torch.randint(0, 2, (2, 3, 16, 18))
+        target[0, :, :3] = 7
+        options = {"class_weights": [0.5, 1.0, 2.0], "batch_dice": style == "monai", "include_background": False,
+                   "log_loss": True, "pos_weight": 2.0, "ignore_index": 7, "mode": "multilabel"}  # fmt: skip
+
+        def full(x, target):
+            x = F.interpolate(x, target.shape[2:], mode="bilinear")
+            return dice_bce_loss(x, target, 0.5, 2.0, style=style, reduction=reduction, **options)
+
+        module = UpsampleDiceBCELoss(0.5, 2.0, style=style, reduction=reduction, **options)
+        assert sorted(module.state_dict()) == ["class_weights", "pos_weight"] and "log_loss=True" in repr(module)
+        actual = value_and_grad(module, logits, target)
+        assert actual[0].shape == (target.shape if reduction == "none" else ())
+        assert_same(actual, value_and_grad(full, logits, target))
+
     @pytest.mark.parametrize("gamma", [0.0, 1.5, 2.0])
     def test_focal_is_torchvisions(self, gamma):
         ops = pytest.importorskip("torchvision.ops")
