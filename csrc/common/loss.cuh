@@ -2,7 +2,9 @@
 // chunks that depend on the shape alone, and sums in a fixed order.
 #pragma once
 
+#include <cmath>
 #include <optional>
+#include <type_traits>
 
 #include "check.h"
 #include "cuda.cuh"
@@ -95,6 +97,39 @@ __device__ __forceinline__ Four<scalar_t> load_four(const View& view, int64_t of
   return four;
 }
 
+struct IgnoredTarget {
+  int64_t label;
+  bool any;  // is ignored at all
+
+  explicit IgnoredTarget(std::optional<int64_t> ignore_index)
+      : label(ignore_index.value_or(0)), any(ignore_index.has_value()) {}
+};
+
+// Targets as T, and which of them count. A label other than 0 and 1 is NaN, and so is then the loss: to raise, the host
+// would have to wait.
+template <typename T>
+__device__ __forceinline__ void load_targets(const View& view, const IgnoredTarget& ignore, int64_t offset, int count,
+                                             T (&targets)[kFour], bool (&valid)[kFour]) {
+  with_type(view.dtype, [&](auto type) {
+    using target_t = decltype(type);
+    const Four<target_t> four = load_four<target_t>(view, offset, count);
+#pragma unroll
+    for (int k = 0; k < kFour; ++k) {
+      bool ignored;
+      bool known = true;
+      if constexpr (std::is_integral_v<target_t>) {
+        ignored = static_cast<int64_t>(four.values[k]) == ignore.label;
+        known = four.values[k] == target_t(0) || four.values[k] == target_t(1);
+      } else {
+        const target_t label = static_cast<target_t>(static_cast<accumulate_t<target_t>>(ignore.label));
+        ignored = static_cast<T>(four.values[k]) == static_cast<T>(label);
+      }
+      valid[k] = k < count && !(ignore.any && ignored);
+      targets[k] = !valid[k] ? T(0) : known ? static_cast<T>(four.values[k]) : static_cast<T>(NAN);
+    }
+  });
+}
+
 template <typename scalar_t>
 __device__ __forceinline__ void store_four(const Four<scalar_t>& four, const View& view, int64_t offset, int count) {
   scalar_t* to = static_cast<scalar_t*>(const_cast<void*>(view.data)) + offset;
@@ -108,6 +143,42 @@ __device__ __forceinline__ void store_four(const Four<scalar_t>& four, const Vie
       to[k * view.step()] = four.values[k];
     }
   }
+}
+
+// A dense tensor of logits or of their gradient: float kernels take half types too, and convert them on the way.
+struct Logits {
+  void* data;
+  ScalarType dtype;
+
+  explicit Logits(const Tensor& tensor)
+      : data(const_cast<void*>(tensor.const_data_ptr())), dtype(tensor.scalar_type()) {}
+};
+
+// f with a value of the type of logits that kernels for T have.
+template <typename T, typename F>
+__device__ __forceinline__ void with_logit_type(ScalarType dtype, const F& f) {
+  if constexpr (std::is_same_v<T, double>) {
+    f(double{});
+  } else if (dtype == ScalarType::Half) {
+    f(half{});
+  } else if (dtype == ScalarType::BFloat16) {
+    f(bfloat16{});
+  } else {
+    f(float{});
+  }
+}
+
+template <typename F>
+void dispatch_compute(ScalarType dtype, const F& f) {
+  if (dtype == ScalarType::Double) {
+    f.template operator()<double>();
+  } else {
+    f.template operator()<float>();
+  }
+}
+
+inline ScalarType compute_type(const Tensor& input) {
+  return input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
 // One value for all channels, one each, or none, which is 1.

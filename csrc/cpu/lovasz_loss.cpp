@@ -10,13 +10,10 @@
 
 #include "../common/check.h"
 #include "../common/loss_blocks.h"
+#include "../common/lovasz_check.h"
 
 namespace segkernels {
 namespace {
-
-constexpr const char* kLovaszLoss = "lovasz_loss";
-
-enum class Errors : int64_t { kHinge = 0, kSoftmax = 1, kProbabilities = 2 };
 
 struct LovaszParams {
   Errors errors;
@@ -351,22 +348,10 @@ bool hinge_losses(const LovaszParams& p, const Planes& inputs, const Planes& tar
 
 LovaszParams make_params(const Tensor& input, const Tensor& target, int64_t errors, std::optional<int64_t> ignore_index,
                          bool per_image) {
-  check_dim(input, 4, kLovaszLoss, "input");
-  STD_TORCH_CHECK(errors >= 0 && errors <= 2, kLovaszLoss, ": expected errors of 0 to 2, got ", errors);
+  check_lovasz(input, target, errors, per_image);
   LovaszParams p{
       static_cast<Errors>(errors), input.size(0), input.size(1), input.size(2) * input.size(3), 0, ignore_index};
   p.groups = per_image ? p.batch : 1;
-  STD_TORCH_CHECK(p.samples() * p.channels * p.pixels < kPositive, kLovaszLoss,
-                  ": expected fewer than 2^31 values in one loss (per_image=True makes one a sample), got input ",
-                  shape_string(input));
-  if (p.errors == Errors::kHinge) {
-    check_same_shape(input, target, kLovaszLoss, "input", "target");
-  } else {
-    STD_TORCH_CHECK(target.dim() == 3 && target.size(0) == input.size(0) && target.size(1) == input.size(2) &&
-                        target.size(2) == input.size(3),
-                    kLovaszLoss, ": expected target [N, H, W] for input ", shape_string(input), ", got ",
-                    shape_string(target));
-  }
   return p;
 }
 
@@ -422,12 +407,9 @@ Tensor lovasz_loss_backward_cpu(const Tensor& grad_output,  // [groups]
                                 const Tensor& input,        // [N, C, H, W]
                                 const Tensor& slopes,       // [N, C, H, W]
                                 int64_t errors, bool per_image) {
-  check_same_shape(input, slopes, "lovasz_loss_backward", "input", "slopes");
   LovaszParams p{static_cast<Errors>(errors),   input.size(0), input.size(1), input.size(2) * input.size(3),
                  per_image ? input.size(0) : 1, std::nullopt};
-  STD_TORCH_CHECK(grad_output.numel() == p.groups && grad_output.scalar_type() == slopes.scalar_type(),
-                  "lovasz_loss_backward: expected grad_output [", p.groups, "] of the dtype of slopes, got shape ",
-                  shape_string(grad_output));
+  check_lovasz_gradient(grad_output, input, slopes, p.groups);
   const bool channels_last = is_channels_last(input);
   const Tensor values = to_dense(input, channels_last);
   const Tensor steps = to_dense(slopes, false);

@@ -12,11 +12,12 @@
 #include "../common/binary_pixels.h"
 #include "../common/check.h"
 #include "../common/loss_blocks.h"
+#include "../common/sigmoid_check.h"
 
 namespace segkernels {
 namespace {
 
-constexpr const char* kOp = "sigmoid_statistics";
+constexpr const char* kOp = kSigmoidStatistics;
 constexpr int64_t kSums = 5;  // p * t or min(p, t), p, t; the pixel loss; valid pixels
 
 struct SigmoidParams {
@@ -351,18 +352,10 @@ void write_gradient(const Source<T>& source, const Planes* scales, const std::ve
 SigmoidParams make_params(const Tensor& input, const Tensor& target, const std::optional<Tensor>& positive,
                           double negative, double gamma, std::optional<int64_t> ignore_index, bool min_intersection,
                           bool align_corners) {
-  check_dim(input, 4, kOp, "input");
-  check_dim(target, 4, kOp, "target");
-  SigmoidParams p{
-      target.size(0), target.size(1), target.size(2),   target.size(3),
-      input.size(2),  input.size(3),  ignore_index,     channel_weights(positive, input.size(1), kOp, "positive"),
-      negative,       gamma,          min_intersection, align_corners};
-  STD_TORCH_CHECK(input.size(0) == p.batch && input.size(1) == p.channels && p.in_height <= p.height &&
-                      p.in_width <= p.width && (p.pixels() == 0 || p.in_height * p.in_width > 0),
-                  kOp, ": expected target [N, C, H, W] of at least the size of input ", shape_string(input), ", got ",
-                  shape_string(target));
-  STD_TORCH_CHECK(gamma >= 0, kOp, ": expected gamma of at least 0, got ", gamma);
-  return p;
+  check_sigmoid(input, target, gamma);
+  return {target.size(0), target.size(1), target.size(2),   target.size(3),
+          input.size(2),  input.size(3),  ignore_index,     channel_weights(positive, input.size(1), kOp, "positive"),
+          negative,       gamma,          min_intersection, align_corners};
 }
 
 Planes planes_of(const Tensor& tensor, bool channels_last) {
@@ -417,13 +410,7 @@ Tensor sigmoid_statistics_backward_cpu(const Tensor& grad_region,  // [N, C, 3]
                                        bool align_corners) {
   const SigmoidParams p =
       make_params(input, target, positive, negative, gamma, ignore_index, min_intersection, align_corners);
-  STD_TORCH_CHECK(grad_region.numel() == p.batch * p.channels * 3 && grad_pixel.numel() == p.batch * p.channels * 2 &&
-                      grad_region.scalar_type() == ScalarType::Double && grad_pixel.scalar_type() == ScalarType::Double,
-                  "sigmoid_statistics_backward: expected float64 gradients [N, C, 3] and [N, C, 2], got ",
-                  shape_string(grad_region), " and ", shape_string(grad_pixel));
-  if (losses) {
-    check_same_shape(grad_losses, target, "sigmoid_statistics_backward", "grad_losses", "target");
-  }
+  check_sigmoid_gradients(grad_region, grad_pixel, grad_losses, target, losses);
   const bool channels_last = is_channels_last(input);
   const bool target_last = is_channels_last(target);
   const Tensor logits = to_dense(input, channels_last);

@@ -293,13 +293,7 @@ Tensor softmax_statistics_backward_cpu(const Tensor& grad_region,  // [N, C, 3]
   const char* op = "softmax_statistics_backward";
   const ScalarType compute = input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   dispatch_floating(input.scalar_type(), op, []<typename>() {});
-  STD_TORCH_CHECK(grad_region.scalar_type() == ScalarType::Double && grad_pixel.scalar_type() == ScalarType::Double &&
-                      grad_region.numel() == (regions ? p.batch * p.classes * kRegionSums : 0) &&
-                      grad_pixel.numel() == p.batch * kPixelSums,
-                  op, ": expected float64 grad_region [N, C, 3] and grad_pixel [N, 3], got ", shape_string(grad_region),
-                  " and ", shape_string(grad_pixel));
-  STD_TORCH_CHECK(grad_losses.scalar_type() == compute && grad_losses.numel() == (losses ? target.numel() : 0), op,
-                  ": expected grad_losses of shape [N, H, W] and the type of losses, got ", shape_string(grad_losses));
+  check_softmax_gradients(grad_region, grad_pixel, grad_losses, input, target, regions, losses);
   const bool channels_last = is_channels_last(input);
   const Tensor logits = to_dense(input, channels_last);
   const Tensor region = torch::stable::contiguous(grad_region);

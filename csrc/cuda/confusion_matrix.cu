@@ -12,6 +12,7 @@
 #include "../common/bilinear.h"
 #include "../common/cuda.cuh"
 #include "../common/dispatch.h"
+#include "../common/labels.cuh"
 
 namespace segkernels {
 namespace {
@@ -21,44 +22,6 @@ using counter_t = unsigned long long;
 constexpr int kUnroll = 4;  // pixels of a thread whose loads are under way at once
 constexpr int64_t kChunk = kThreads * kUnroll;
 constexpr size_t kSharedTable = 96 * 1024;  // two blocks fit a multiprocessor from sm_80 on
-
-// Labels of any integer dtype as rows or columns of the table: bin C holds ignored ones, bin C + 1 those outside [0,
-// C).
-struct LabelBins {
-  const void* data;
-  ScalarType dtype;
-  int64_t classes, ignored;
-  bool ignores;
-
-  LabelBins(const Tensor& labels, int64_t classes_, std::optional<int64_t> ignore_index)
-      : data(labels.const_data_ptr()),
-        dtype(labels.scalar_type()),
-        classes(classes_),
-        ignored(ignore_index.value_or(0)),
-        ignores(ignore_index.has_value()) {
-    STD_TORCH_CHECK(dtype == ScalarType::Long || dtype == ScalarType::Int || dtype == ScalarType::Short ||
-                        dtype == ScalarType::Char || dtype == ScalarType::Byte || dtype == ScalarType::Bool,
-                    "confusion_matrix: expected labels of an integer dtype or bool, got ", dtype);
-  }
-  __device__ int64_t label(int64_t i) const {
-    switch (dtype) {
-      case ScalarType::Long:
-        return static_cast<const int64_t*>(data)[i];
-      case ScalarType::Int:
-        return static_cast<const int32_t*>(data)[i];
-      case ScalarType::Short:
-        return static_cast<const int16_t*>(data)[i];
-      case ScalarType::Char:
-        return static_cast<const int8_t*>(data)[i];
-      default:
-        return static_cast<const uint8_t*>(data)[i];
-    }
-  }
-  __device__ int64_t bin(int64_t i) const {
-    const int64_t value = label(i);
-    return ignores && value == ignored ? classes : (value >= 0 && value < classes ? value : classes + 1);
-  }
-};
 
 // Where the predicted classes come from: find() gives the columns of `kUnroll` pixels of an image, those not `inside`
 // being of no matter.
@@ -257,7 +220,7 @@ std::tuple<Tensor, Tensor> confusion_matrix_cuda(const Tensor& prediction,  // [
                                                  int64_t num_classes, std::optional<int64_t> ignore_index) {
   check_num_classes(num_classes);
   const Tensor truth = torch::stable::contiguous(target);
-  const LabelBins targets(truth, num_classes, ignore_index);
+  const LabelBins targets(truth, "confusion_matrix", num_classes, ignore_index);
   Tensor matrix = empty({num_classes, num_classes}, ScalarType::Long, target);
   Tensor invalid = empty({2}, ScalarType::Long, target);
   torch::stable::zero_(matrix);
@@ -271,7 +234,7 @@ std::tuple<Tensor, Tensor> confusion_matrix_cuda(const Tensor& prediction,  // [
     // An ignored class still counts where it is predicted; a label outside [0, C) has no column.
     const bool is_class = ignore_index.has_value() && *ignore_index >= 0 && *ignore_index < num_classes;
     const Tensor labels = torch::stable::contiguous(prediction);
-    const LabelBins predicted(labels, num_classes, is_class ? std::nullopt : ignore_index);
+    const LabelBins predicted(labels, "confusion_matrix", num_classes, is_class ? std::nullopt : ignore_index);
     count(FromLabels{predicted, target.numel()}, targets, 1, target.numel(), counts, scope);
     return {matrix, invalid};
   }

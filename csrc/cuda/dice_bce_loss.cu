@@ -24,8 +24,7 @@ Params make_params(const Tensor& input, const Tensor& target, double dice_weight
           (pixels + kChunkPixels - 1) / kChunkPixels,
           dice_weight,
           bce_weight,
-          ignore_index.value_or(0),
-          ignore_index.has_value(),
+          IgnoredTarget(ignore_index),
           from_logits,
           dice_style == DiceStyle::kSmp && is_floating(target.scalar_type()),
           {dice_style, static_cast<Reduction>(reduction), batch_dice, include_background, log_loss, smooth}};

@@ -14,8 +14,7 @@ constexpr int64_t kCoefficients = 4;  // of a plane: its Dice term in a map, slo
 struct Params {
   int64_t batch, channels, pixels, chunks;
   double dice_weight, bce_weight;
-  int64_t ignore_index;
-  bool masked;  // there is an ignore_index
+  IgnoredTarget ignored;
   bool from_logits;
   bool soft_target;  // the intersection is sum min(p, t)
   DiceParams dice;
@@ -24,31 +23,6 @@ struct Params {
     return batch * channels;
   }
 };
-
-// Targets as T, and which of them count. A label other than 0 and 1 is NaN, and so is then the loss: to raise, the host
-// would have to wait.
-template <typename T>
-__device__ __forceinline__ void load_targets(const View& view, const Params& p, int64_t offset, int count,
-                                             T (&targets)[kFour], bool (&valid)[kFour]) {
-  with_type(view.dtype, [&](auto type) {
-    using target_t = decltype(type);
-    const Four<target_t> four = load_four<target_t>(view, offset, count);
-#pragma unroll
-    for (int k = 0; k < kFour; ++k) {
-      bool ignored;
-      bool known = true;
-      if constexpr (std::is_integral_v<target_t>) {
-        ignored = static_cast<int64_t>(four.values[k]) == p.ignore_index;
-        known = four.values[k] == target_t(0) || four.values[k] == target_t(1);
-      } else {
-        const target_t label = static_cast<target_t>(static_cast<accumulate_t<target_t>>(p.ignore_index));
-        ignored = static_cast<T>(four.values[k]) == static_cast<T>(label);
-      }
-      valid[k] = k < count && !(p.masked && ignored);
-      targets[k] = !valid[k] ? T(0) : known ? static_cast<T>(four.values[k]) : static_cast<T>(NAN);
-    }
-  });
-}
 
 // softplus(x) = max(x, 0) + log(1 + exp(-|x|)) is stable for any logit. Probabilities have the limits of torch's
 // binary_cross_entropy: logarithms of at least -100.
@@ -99,7 +73,7 @@ __global__ void __launch_bounds__(kThreads) dice_bce_fwd_kernel(Params p, View i
       const Four<scalar_t> logits = load_four<scalar_t>(input, input.offset(chunk.n, chunk.c, i), count);
       T targets[kFour];
       bool valid[kFour];
-      load_targets(target, p, target.offset(chunk.n, chunk.c, i), count, targets, valid);
+      load_targets(target, p.ignored, target.offset(chunk.n, chunk.c, i), count, targets, valid);
 #pragma unroll
       for (int k = 0; k < kFour; ++k) {
         const T t = targets[k];
@@ -137,7 +111,7 @@ __global__ void __launch_bounds__(kThreads) grad_sums_kernel(Params p, View grad
       const Four<scalar_t> grads = load_four<scalar_t>(grad, grad.offset(chunk.n, chunk.c, i), count);
       accumulate_t<scalar_t> targets[kFour];
       bool valid[kFour];
-      load_targets(target, p, target.offset(chunk.n, chunk.c, i), count, targets, valid);
+      load_targets(target, p.ignored, target.offset(chunk.n, chunk.c, i), count, targets, valid);
       for (int k = 0; k < kFour; ++k) {
         total[0] += valid[k] ? static_cast<double>(grads.values[k]) : 0.0;
       }
@@ -249,7 +223,7 @@ __global__ void __launch_bounds__(kThreads) dice_bce_map_kernel(Params p, View i
       const Four<scalar_t> logits = load_four<scalar_t>(input, input.offset(chunk.n, chunk.c, i), count);
       T targets[kFour];
       bool valid[kFour];
-      load_targets(target, p, target.offset(chunk.n, chunk.c, i), count, targets, valid);
+      load_targets(target, p.ignored, target.offset(chunk.n, chunk.c, i), count, targets, valid);
       Four<T> losses{};
 #pragma unroll
       for (int k = 0; k < kFour; ++k) {
@@ -281,7 +255,7 @@ __global__ void __launch_bounds__(kThreads)
       const Four<scalar_t> logits = load_four<scalar_t>(input, input.offset(chunk.n, chunk.c, i), count);
       T targets[kFour];
       bool valid[kFour];
-      load_targets(target, p, target.offset(chunk.n, chunk.c, i), count, targets, valid);
+      load_targets(target, p.ignored, target.offset(chunk.n, chunk.c, i), count, targets, valid);
       Four<T> scales{};
       if (map) {
         scales = load_four<T>(grad_map, grad_map.offset(chunk.n, chunk.c, i), count);

@@ -7,6 +7,7 @@ Dice, 1 is Jaccard.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -29,14 +30,14 @@ class Region:
     log_loss: bool = False
 
     @staticmethod
-    def dice(smooth: float = 1.0, style: str = "lecture", **rest: object) -> Region:
+    def dice(smooth: float = 1.0, style: str = "lecture", *rest: Any, **named: Any) -> Region:
         # The lecture and MONAI add `smooth` to 2 I and P + T, smp to their halves.
-        return Region(0.5, 0.5, 1.0, smooth if style == "smp" else smooth / 2, style, **rest)  # type: ignore[arg-type]
+        return Region(0.5, 0.5, 1.0, smooth if style == "smp" else smooth / 2, style, *rest, **named)
 
     @staticmethod
-    def jaccard(smooth: float = 1.0, style: str = "lecture", **rest: object) -> Region:
+    def jaccard(smooth: float = 1.0, style: str = "lecture", *rest: Any, **named: Any) -> Region:
         # MONAI adds it to 2 I and 2 U.
-        return Region(1.0, 1.0, 1.0, smooth / 2 if style == "monai" else smooth, style, **rest)  # type: ignore[arg-type]
+        return Region(1.0, 1.0, 1.0, smooth / 2 if style == "monai" else smooth, style, *rest, **named)
 
 
 def region_loss(

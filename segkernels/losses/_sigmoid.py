@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from segkernels.losses._region import Region, region_loss
 from segkernels.ops import sigmoid_statistics
@@ -85,17 +86,31 @@ def sigmoid_dice_bce_loss(
     pos_weight: Weights | None,
     *,
     class_weights: Weights | None = None,
+    ignore_index: int | None = None,
     **options: Any,
 ) -> torch.Tensor:
-    """``dice_weight * Dice + bce_weight * BCE``; ``options`` are those of :func:`sigmoid_statistics`."""
+    """``dice_weight * Dice + bce_weight * BCE``; ``options`` are those of :func:`sigmoid_statistics`. Without a reduction: at
+    every valid pixel its cross entropy plus the Dice loss of its group."""
+    every = region.reduction == "none"
     soft = region.style == "smp" and target.is_floating_point()
-    sums, pixel, _ = sigmoid_statistics(input, target, pos_weight, min_intersection=soft, **options)
+    sums, pixel, losses = sigmoid_statistics(
+        input, target, pos_weight, ignore_index=ignore_index, min_intersection=soft, losses=every, **options
+    )
     weights = _weights(class_weights, sums)
     dice = _region(region, sums, pixel, weights)
-    bce = _pixel_total(pixel, weights, region.reduction == "mean")
+    if every:
+        # Without the background there is no Dice term of channel 0.
+        dice = F.pad(dice, (sums.shape[1] - dice.shape[-1], 0)).reshape(-1, sums.shape[1], 1, 1)
+        bce = losses if weights is None else losses * weights.reshape(-1, 1, 1)
+    else:
+        bce = _pixel_total(pixel, weights, region.reduction == "mean")
+        dice = dice.sum()
     # A weight of 0 switches its term off, also where that is infinite.
-    parts = [w * part for w, part in ((dice_weight, dice.sum()), (bce_weight, bce)) if w != 0]
-    return _result(sum(parts, bce.new_zeros(())), input)
+    parts = [w * part for w, part in ((dice_weight, dice), (bce_weight, bce)) if w != 0]
+    loss = _result(sum(parts, torch.zeros_like(bce)), input)
+    if every and ignore_index is not None:
+        loss = torch.where(target.reshape(loss.shape) == ignore_index, 0.0, loss)
+    return loss.squeeze(1) if every and input.dim() == 3 else loss
 
 
 def _logits(input: torch.Tensor, from_logits: bool) -> torch.Tensor:

@@ -104,14 +104,7 @@ def dice_loss(
         ValueError, TypeError: for a wrong mode, name, rank, dtype, device or shape.
         RuntimeError: on CPU, for a label outside [0, C) (binary and multilabel: other than 0 and 1) and not ``ignore_index``.
     """
-    region = Region.dice(
-        smooth,
-        style,
-        reduction=reduction,
-        batch_dice=batch_dice,
-        include_background=include_background,
-        log_loss=log_loss,
-    )
+    region = Region.dice(smooth, style, reduction, batch_dice, include_background, log_loss)
     return _loss(input, target, region, class_weights, ignore_index, mode, from_logits)
 
 
@@ -133,14 +126,7 @@ def jaccard_loss(
     """Soft Jaccard loss ``1 - (I + s) / (P + T - I + s)`` of every class; in the style monai s is added to 2 I and twice the
     union, as its ``DiceLoss(jaccard=True)`` does. Arguments, results and errors are those of :func:`dice_loss`.
     """
-    region = Region.jaccard(
-        smooth,
-        style,
-        reduction=reduction,
-        batch_dice=batch_dice,
-        include_background=include_background,
-        log_loss=log_loss,
-    )
+    region = Region.jaccard(smooth, style, reduction, batch_dice, include_background, log_loss)
     return _loss(input, target, region, class_weights, ignore_index, mode, from_logits)
 
 
@@ -204,14 +190,7 @@ def upsample_dice_loss(
     ``input`` is [N, C, h, w] with h <= H and w <= W; the gradient reaches it directly. ``align_corners`` is that of
     :func:`torch.nn.functional.interpolate`; the rest is as there.
     """
-    region = Region.dice(
-        smooth,
-        style,
-        reduction=reduction,
-        batch_dice=batch_dice,
-        include_background=include_background,
-        log_loss=log_loss,
-    )
+    region = Region.dice(smooth, style, reduction, batch_dice, include_background, log_loss)
     return _upsampled(input, target, region, class_weights, ignore_index, mode, align_corners)
 
 
@@ -231,14 +210,7 @@ def upsample_jaccard_loss(
     style: str = "lecture",
 ) -> torch.Tensor:
     """:func:`jaccard_loss` as :func:`upsample_dice_loss` is :func:`dice_loss`."""
-    region = Region.jaccard(
-        smooth,
-        style,
-        reduction=reduction,
-        batch_dice=batch_dice,
-        include_background=include_background,
-        log_loss=log_loss,
-    )
+    region = Region.jaccard(smooth, style, reduction, batch_dice, include_background, log_loss)
     return _upsampled(input, target, region, class_weights, ignore_index, mode, align_corners)
 
 

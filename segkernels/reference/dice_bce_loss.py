@@ -7,12 +7,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from segkernels._dice import MEAN, NONE, SMP, dice_groups
 from segkernels._layout import memory_format
 
-LECTURE, SMP, MONAI = range(3)
-NONE, MEAN, SUM = range(3)
-#: A denominator or a score below it counts as it (smp's eps).
-EPS = 1e-7
 SPATIAL = (2, 3)
 
 
@@ -24,15 +21,6 @@ class Pixels(NamedTuple):
     valid: torch.Tensor  # 1 or 0
     p: torch.Tensor
     q: torch.Tensor  # 1 - p
-
-
-class Groups(NamedTuple):
-    """The Dice term of every plane's group, [N or 1, C, 1, 1], and the derivatives of its loss."""
-
-    loss: torch.Tensor
-    weight: torch.Tensor
-    d_intersection: torch.Tensor
-    d_cardinality: torch.Tensor
 
 
 def _pixels(input: torch.Tensor, target: torch.Tensor, ignore_index: int | None, from_logits: bool) -> Pixels:
@@ -68,54 +56,6 @@ def _bce(pixels: Pixels, pos_weight: torch.Tensor | None, from_logits: bool) -> 
     return -weighted * logs[0] - (1 - pixels.t) * logs[1]
 
 
-def _groups(
-    intersection: torch.Tensor,
-    probability: torch.Tensor,
-    positive: torch.Tensor,
-    valid: torch.Tensor,
-    class_weights: torch.Tensor | None,
-    smooth: float,
-    reduction: int,
-    style: int,
-    batch_dice: bool,
-    include_background: bool,
-    log_loss: bool,
-) -> Groups:
-    """From the sums of every plane, [N, C, 1, 1]."""
-    if batch_dice:
-        pooled = (t.sum(0, keepdim=True) for t in (intersection, probability, positive, valid))
-        intersection, probability, positive, valid = pooled
-    n, c = valid.shape[:2]
-    if style == SMP:
-        smooth = 2 * smooth
-    total = probability + positive + smooth
-    denominator = total.clamp_min(2 * EPS)
-    score = (2 * intersection + smooth) / denominator
-    clamped = score.clamp_min(EPS)
-    loss = -clamped.log() if log_loss else 1 - score
-    d_score = torch.where(score < EPS, 0.0, -1 / clamped) if log_loss else -torch.ones_like(score)
-    counted = (valid > 0).to(score.dtype)
-    if style == SMP:
-        counted = counted * ~(positive <= 0)
-
-    weight = score.new_ones(c) if class_weights is None else class_weights.to(score.dtype).expand(c)
-    if c == 1 and style == MONAI:
-        weight = torch.ones_like(weight)
-    used = torch.ones_like(weight)
-    if c > 1 and not include_background:
-        used[0] = 0
-    weight = weight * used
-    if reduction == MEAN:
-        divisor = n * (used if style == MONAI else weight).sum()
-        weight = torch.where(divisor == 0, 0.0, weight / divisor)
-    return Groups(
-        loss * counted,
-        weight.reshape(1, -1, 1, 1).expand(n, -1, -1, -1),
-        counted * d_score * 2 / denominator,
-        counted * torch.where(total < 2 * EPS, 0.0, -d_score * score / denominator),
-    )
-
-
 def _plane_sums(values: torch.Tensor) -> torch.Tensor:
     return values.sum(SPATIAL, keepdim=True)
 
@@ -142,7 +82,7 @@ def dice_bce_loss(
     sums = [_plane_sums(part * pixels.valid) for part in parts]
     statistics = torch.cat(sums, 2).squeeze(3).to(torch.float64)
     intersection, probability, positive, _, valid = sums
-    groups = _groups(
+    groups = dice_groups(
         intersection, probability, positive, valid, class_weights, smooth, reduction, style, batch_dice,
         include_background, log_loss,
     )  # fmt: skip
@@ -188,7 +128,7 @@ def dice_bce_loss_backward(
     intersection, probability, positive, count = (
         _plane_sums(part * valid) for part in (_intersection(pixels, target, style), p, t, torch.ones_like(p))
     )
-    groups = _groups(
+    groups = dice_groups(
         intersection, probability, positive, count, class_weights, smooth, reduction, style, batch_dice,
         include_background, log_loss,
     )  # fmt: skip

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from op_test import OpTest, Sample, assert_close_as_torch
+from op_test import NO_SYNC, OpTest, Sample, assert_close_as_torch
 
 import segkernels
 from segkernels.losses import UpsampleDiceBCELoss, balanced_bce_loss, dice_bce_loss
@@ -85,6 +85,8 @@ class TestSigmoidStatistics(OpTest):
             Sample("upsample corners", (last(logits(2, 2, 5, 4)), labels(2, 2, 9, 12, ignore=7), 1.0, 1.0, 0.0, 7),
                    {**many, "upsample": True, "align_corners": True, "losses": True}),
             Sample("upsample chunks", (logits(1, 1, 30, 40), labels(1, 1, 121, 160)), {"upsample": True}),
+            Sample("upsample wide", (last(logits(1, 2, 2, 40)), labels(1, 2, 3, 600)), {**many, "upsample": True}),
+            Sample("upsample one", (logits(1, 1, 1, 1), labels(1, 4, 600)), {"upsample": True}),
         ]  # fmt: skip
 
     def _compare(self, actual, expected, peer, what):
@@ -115,6 +117,24 @@ class TestSigmoidStatistics(OpTest):
             return dice_bce_loss(x, target)
 
         actual = value_and_grad(UpsampleDiceBCELoss(align_corners=align_corners), logits, target)
+        assert_same(actual, value_and_grad(full, logits, target))
+
+    @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+    @pytest.mark.parametrize("style", ["lecture", "smp", "monai"])
+    def test_upsampled_dice_bce_has_every_argument(self, style, reduction):
+        logits, target = torch.randn(2, 3, 8, 9), torch.randint(0, 2, (2, 3, 16, 18))
+        target[0, :, :3] = 7
+        options = {"class_weights": [0.5, 1.0, 2.0], "batch_dice": style == "monai", "include_background": False,
+                   "log_loss": True, "pos_weight": 2.0, "ignore_index": 7, "mode": "multilabel"}  # fmt: skip
+
+        def full(x, target):
+            x = F.interpolate(x, target.shape[2:], mode="bilinear")
+            return dice_bce_loss(x, target, 0.5, 2.0, style=style, reduction=reduction, **options)
+
+        module = UpsampleDiceBCELoss(0.5, 2.0, style=style, reduction=reduction, **options)
+        assert sorted(module.state_dict()) == ["class_weights", "pos_weight"] and "log_loss=True" in repr(module)
+        actual = value_and_grad(module, logits, target)
+        assert actual[0].shape == (target.shape if reduction == "none" else ())
         assert_same(actual, value_and_grad(full, logits, target))
 
     @pytest.mark.parametrize("gamma", [0.0, 1.5, 2.0])
@@ -192,11 +212,18 @@ class TestSigmoidStatistics(OpTest):
             loss, grad = value_and_grad(balanced_bce_loss, x, x.detach().round(), mode="multilabel")
         assert loss.item() == 0 and grad.shape == shape
 
-    def test_label_outside(self, tier):
-        x, target = torch.randn(2, 1, 5, 6, device=tier[0]), torch.zeros(2, 5, 6, dtype=torch.uint8, device=tier[0])
+    @pytest.mark.parametrize("size", [(5, 6), (11, 12)])
+    def test_label_outside(self, size, tier):
+        x, target = torch.randn(2, 1, 5, 6, device=tier[0]), torch.zeros(2, *size, dtype=torch.uint8, device=tier[0])
         target[1, 2, 3] = 2
-        with segkernels.backend(tier[1]), pytest.raises(RuntimeError, match="labels 0 and 1 in target, found another"):
-            sigmoid_statistics(x, target)
+        with segkernels.backend(tier[1]):
+            if tier[1] in NO_SYNC:
+                value, grad = value_and_grad(sums, x, target, upsample=True)
+                assert value.isnan().any()
+                assert grad[1, 0, 2 * 5 // size[0], 3 * 6 // size[1]].isnan() and grad[0].isfinite().all()
+                return
+            with pytest.raises(RuntimeError, match="labels 0 and 1 in target, found another"):
+                sigmoid_statistics(x, target, upsample=True)
 
     X = torch.randn(2, 1, 3, 4)
     T = torch.zeros(2, 3, 4, dtype=torch.int64)
