@@ -192,6 +192,8 @@ def _eager_call(
     any_requires_grad = torch._C._any_requires_grad
     is_grad_enabled = torch.is_grad_enabled
     is_compiling = torch.compiler.is_compiling
+    # The dispatcher's entry without OpOverload's Python frame around it.
+    dispatch = getattr(overload, "_op", overload)
 
     class Eager(torch.autograd.Function):
         @staticmethod
@@ -222,7 +224,7 @@ def _eager_call(
         if is_grad_enabled() and any_requires_grad(*args):
             return apply(*args)
         with below_autograd():
-            return overload(*args)
+            return dispatch(*args)
 
     return call
 

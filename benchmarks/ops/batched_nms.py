@@ -7,7 +7,12 @@ import torch
 from benchmarks.cases import Case, Work
 from benchmarks.ops._boxes import random_boxes, torchvision_baseline
 from segkernels.ops import batched_nms
-from segkernels.reference.batched_nms import batched_nms as composition
+from segkernels.reference import batched_nms as reference
+
+
+def composition(*arguments):
+    order, kept = reference.batched_nms(*arguments)
+    return order[kept]
 
 
 def case(name, count, **goals):

@@ -11,39 +11,14 @@
 #include <cstdint>
 #include <vector>
 
+#include "convolution_axis.h"
 #include "loss_blocks.h"
 
 namespace segkernels {
 
 constexpr int64_t kDepthwiseLanes = 16;
 
-// One dimension of a convolution, or of its transpose.
-struct DepthwiseAxis {
-  int64_t source, dest;
-  int64_t kernel, stride, pad, dilation;
-  bool transposed;
-
-  // The source position that `tap` brings to `position`; -1 when there is none.
-  int64_t feed(int64_t position, int64_t tap) const {
-    int64_t at;
-    if (transposed) {
-      at = position + pad - tap * dilation;
-      if (stride > 1) {
-        if (at < 0 || at % stride != 0) {
-          return -1;
-        }
-        at /= stride;
-      }
-    } else {
-      at = position * stride + tap * dilation - pad;
-    }
-    return at >= 0 && at < source ? at : -1;
-  }
-  // The taps of one position lie within this many source positions.
-  int64_t reach() const {
-    return std::min((kernel - 1) * dilation / (transposed ? stride : 1) + 1, std::max<int64_t>(1, source));
-  }
-};
+using DepthwiseAxis = ConvolutionAxis<int64_t>;
 
 // Where the columns of a padded source row stand, and which of them each tap reads.
 struct DepthwiseColumns {

@@ -193,7 +193,7 @@ inline std::optional<Tensor> as_doubles(const std::optional<Tensor>& weights) {
 }
 
 inline Tensor empty_doubles(int64_t count, const Tensor& like) {
-  return torch::stable::empty({count}, ScalarType::Double, std::nullopt, like.device());
+  return empty({count}, ScalarType::Double, like);
 }
 
 inline double* doubles(Tensor& tensor) {

@@ -1,14 +1,13 @@
-// Where each mask lands in the image and what each pixel reads of it, for paste_masks and paste_masks_rle on the CPU.
+// Where each mask lands in the image and what each pixel reads of it: maths that the CPU and the CUDA kernels share.
 #pragma once
 
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "bilinear.h"
 #include "boxes.h"
-#include "simd.h"
 
 namespace segkernels {
 
@@ -42,83 +41,101 @@ inline ScalarType paste_type(const Tensor& masks, const Tensor& boxes) {
   return wide ? ScalarType::Double : ScalarType::Float;
 }
 
-// Pixels [begin, end) of the image and, for each, where it reads: source[low] * low_weight + source[low + 1] *
-// high_weight, in the mask with a border of zeros (one before, two after).
+// source[low] * low_weight + source[low + 1] * high_weight, in the mask with a border of zeros: one before, two after.
+template <typename T>
+struct PasteTap {
+  int64_t low;
+  T low_weight, high_weight;
+};
+
+// Pixels [begin, end) of the image, or fewer, and where each reads.
 template <typename T>
 struct PasteAxis {
-  int64_t begin = 0, end = 0;
-  std::vector<int32_t> low;
-  std::vector<T> low_weight, high_weight;
+  int64_t begin, end;
+  PasteStyle style;
+  // torchvision: the bordered mask resized to whole pixels from `start` on.
+  int64_t start;
+  BilinearAxis<T> resized;
+  // detectron2: grid_sample at the pixels' centres, zeros outside the mask.
+  T first, extent, mask_size;
 
-  void add(int64_t at, T weight_low, T weight_high) {
-    low.push_back(static_cast<int32_t>(at));
-    low_weight.push_back(weight_low);
-    high_weight.push_back(weight_high);
+  // False where the pixel reads nothing of the mask.
+  SEGKERNELS_HOST_DEVICE bool tap(int64_t pixel, PasteTap<T>& tap) const {
+    if (pixel < begin || pixel >= end) {
+      return false;
+    }
+    if (style == PasteStyle::kTorchvision) {
+      const BilinearTap<T> at = resized.tap(pixel - start);
+      tap = {at.low, at.low_weight, at.high_weight};
+      return true;
+    }
+    const T grid = product((static_cast<T>(pixel) + T(0.5) - first) / extent, T(2)) - 1;
+    const T source = (product(grid + 1, mask_size) - 1) / 2;
+    if (!(source > T(-1) && source < mask_size)) {
+      return false;
+    }
+    const T floor = std::floor(source);
+    tap = {static_cast<int64_t>(floor) + 1, floor + 1 - source, source - floor};
+    return true;
   }
 };
 
-// torchvision: the padded mask resized to whole pixels. `scale` is (w + 2) / w along both axes, also where h differs.
 template <typename T>
-PasteAxis<T> torchvision_axis(T first, T last, double scale, int64_t mask_size, int64_t image_size) {
-  PasteAxis<T> axis;
-  const T half = (last - first) * T(0.5) * static_cast<T>(scale);
-  const T center = (last + first) * T(0.5);
+SEGKERNELS_HOST_DEVICE T clamped(T value, T low, T high) {
+  return value < low ? low : (high < value ? high : value);
+}
+
+// `scale` is (w + 2) / w along both axes, also where h differs.
+template <typename T>
+SEGKERNELS_HOST_DEVICE PasteAxis<T> torchvision_axis(T first, T last, double scale, int64_t mask_size,
+                                                     int64_t image_size) {
+  PasteAxis<T> axis{};
+  const T half = product(product(last - first, T(0.5)), static_cast<T>(scale));
+  const T center = product(last + first, T(0.5));
   const T low = center - half, high = center + half;
-  if (!std::isfinite(low) || !std::isfinite(high)) {
+  constexpr T kInfinity = std::numeric_limits<T>::infinity();
+  if (!(low > -kInfinity && low < kInfinity && high > -kInfinity && high < kInfinity)) {
     return axis;
   }
   constexpr T kFar = T(1ll << 60);  // clamped before the conversion, which is undefined beyond int64
-  const int64_t start = static_cast<int64_t>(std::clamp(low, -kFar, kFar));
-  const int64_t stop = static_cast<int64_t>(std::clamp(high, -kFar, kFar)) + 1;
-  const int64_t size = std::max<int64_t>(stop - start, 1);
-  axis.begin = std::clamp<int64_t>(start, 0, image_size);
-  axis.end = std::clamp<int64_t>(stop, axis.begin, image_size);
-  for (int64_t i = axis.begin; i < axis.end; ++i) {
-    const BilinearTap<T> tap = bilinear_axis<T>(mask_size + 2, size).tap(i - start);
-    axis.add(tap.low, tap.low_weight, tap.high_weight);
-  }
+  const int64_t stop = static_cast<int64_t>(clamped(high, -kFar, kFar)) + 1;
+  axis.start = static_cast<int64_t>(clamped(low, -kFar, kFar));
+  axis.begin = clamped<int64_t>(axis.start, 0, image_size);
+  axis.end = clamped<int64_t>(stop, axis.begin, image_size);
+  const int64_t size = stop - axis.start > 1 ? stop - axis.start : 1;
+  axis.resized = {mask_size + 2, size, static_cast<T>(mask_size + 2) / static_cast<T>(size), false};
   return axis;
 }
 
-// detectron2: grid_sample at the pixels' centres, zeros outside the mask.
 template <typename T>
-PasteAxis<T> detectron2_axis(T first, T last, int64_t mask_size, int64_t image_size) {
-  PasteAxis<T> axis;
-  const T size = last - first;
-  if (!std::isfinite(first) || !std::isfinite(size) || !(size > 0)) {
+SEGKERNELS_HOST_DEVICE PasteAxis<T> detectron2_axis(T first, T last, int64_t mask_size, int64_t image_size) {
+  PasteAxis<T> axis{};
+  axis.style = PasteStyle::kDetectron2;
+  axis.first = first;
+  axis.extent = last - first;
+  axis.mask_size = static_cast<T>(mask_size);
+  if (!(axis.extent > 0 && axis.extent < std::numeric_limits<T>::infinity())) {
     return axis;
   }
-  // Within one mask pixel of the box, to begin with; clamped before the conversion.
+  // Within one mask pixel of the box; clamped before the conversion.
   const T limit = static_cast<T>(image_size);
-  const T reach = size / static_cast<T>(mask_size) + 1;
-  axis.begin = static_cast<int64_t>(std::clamp(std::floor(first - reach), T(0), limit));
-  axis.end = axis.begin;
-  const int64_t stop = std::min(image_size, static_cast<int64_t>(std::clamp(std::ceil(last + reach), T(0), limit)));
-  for (int64_t i = axis.begin; i < stop; ++i) {
-    const T grid = (static_cast<T>(i) + T(0.5) - first) / size * 2 - 1;
-    const T source = ((grid + 1) * static_cast<T>(mask_size) - 1) / 2;
-    if (!(source > T(-1) && source < static_cast<T>(mask_size))) {
-      axis.begin += axis.low.empty();
-      continue;
-    }
-    const T floor = std::floor(source);
-    axis.add(static_cast<int64_t>(floor) + 1, floor + 1 - source, source - floor);
-  }
-  axis.end = axis.begin + static_cast<int64_t>(axis.low.size());
+  const T reach = axis.extent / axis.mask_size + 1;
+  axis.begin = static_cast<int64_t>(clamped(std::floor(first - reach), T(0), limit));
+  axis.end = static_cast<int64_t>(clamped(std::ceil(last + reach), T(0), limit));
+  axis.end = axis.end < image_size ? axis.end : image_size;
   return axis;
 }
 
-// One mask ready to be pasted, row by row.
+// Of a box with NaN or infinity both are empty.
 template <typename T>
-struct PastedMask {
-  PasteAxis<T> rows, columns;
-  int64_t width;           // of the bordered mask
-  std::vector<T> mask;     // [h + 3, w + 3]
-  std::vector<T> blended;  // [w + 3], scratch
+struct PasteAxes {
+  PasteAxis<T> rows{}, columns{};
 
-  PastedMask(const PasteMasksParams& p, const T* values, const T* box) : width(p.mask_w + 3) {
-    if (!(std::isfinite(box[0]) && std::isfinite(box[1]) && std::isfinite(box[2]) && std::isfinite(box[3]))) {
-      return;
+  SEGKERNELS_HOST_DEVICE PasteAxes(const PasteMasksParams& p, const T* box) {
+    for (int d = 0; d < 4; ++d) {
+      if (!(box[d] - box[d] == T(0))) {
+        return;
+      }
     }
     if (p.style == PasteStyle::kTorchvision) {
       const double scale = static_cast<double>(p.mask_w + 2) / static_cast<double>(p.mask_w);
@@ -128,44 +145,12 @@ struct PastedMask {
       rows = detectron2_axis(box[1], box[3], p.mask_h, p.image_h);
       columns = detectron2_axis(box[0], box[2], p.mask_w, p.image_w);
     }
-    mask.assign((p.mask_h + 3) * width, T(0));
-    for (int64_t y = 0; y < p.mask_h; ++y) {
-      std::copy_n(values + y * p.mask_w, p.mask_w, mask.data() + (y + 1) * width + 1);
-    }
-    blended.resize(width);
-  }
-
-  bool empty() const {
-    return rows.begin >= rows.end || columns.begin >= columns.end;
   }
 };
 
 template <typename T>
-SEGKERNELS_CLONES void blend_mask_rows(const T* low, const T* high, T low_weight, T high_weight, int64_t width,
-                                       T* blended) {
-  for (int64_t k = 0; k < width; ++k) {
-    blended[k] = low_weight * low[k] + high_weight * high[k];
-  }
-}
-
-template <typename T>
-SEGKERNELS_CLONES void threshold_pixels(const T* blended, const int32_t* low, const T* low_weight, const T* high_weight,
-                                        int64_t count, T threshold, uint8_t* output) {
-  for (int64_t i = 0; i < count; ++i) {
-    const T value = low_weight[i] * blended[low[i]] + high_weight[i] * blended[low[i] + 1];
-    output[i] = value >= threshold ? 1 : 0;
-  }
-}
-
-// Columns [from, from + count) of image row y, counted from the first column of the box.
-template <typename T>
-void paste_row(PastedMask<T>& pasted, int64_t y, int64_t from, int64_t count, T threshold, uint8_t* output) {
-  const int64_t row = y - pasted.rows.begin;
-  const T* low = pasted.mask.data() + pasted.rows.low[row] * pasted.width;
-  blend_mask_rows(low, low + pasted.width, pasted.rows.low_weight[row], pasted.rows.high_weight[row], pasted.width,
-                  pasted.blended.data());
-  threshold_pixels(pasted.blended.data(), pasted.columns.low.data() + from, pasted.columns.low_weight.data() + from,
-                   pasted.columns.high_weight.data() + from, count, threshold, output);
+SEGKERNELS_HOST_DEVICE T blend(T low, T high, T low_weight, T high_weight) {
+  return product(low_weight, low) + product(high_weight, high);
 }
 
 }  // namespace segkernels

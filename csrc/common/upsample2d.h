@@ -1,42 +1,20 @@
-// Sizes, checks and loops over pixels of the resampling operators on the CPU.
+// Loops over pixels of the resampling operators on the CPU.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
-#include <vector>
 
-#include "check.h"
 #include "dispatch.h"
 #include "loss_blocks.h"
 #include "parallel.h"
 #include "simd.h"
+#include "upsample2d_shape.h"
 
 namespace segkernels {
 
 // Neighbouring output pixels that share their source columns and are computed as one vector.
 template <typename acc_t>
 constexpr int64_t kLanes = 32 / sizeof(acc_t);
-
-// Sizes of a resampling; channels_last if both of its tensors are.
-struct Upsample2dShape {
-  int64_t batch, channels;
-  int64_t in_h, in_w;
-  int64_t out_h, out_w;
-  bool channels_last;
-
-  int64_t planes() const {
-    return batch * channels;
-  }
-};
-
-inline void check_output_size(const char* op, const char* argument, const std::vector<int64_t>& size,
-                              const Tensor& tensor) {
-  STD_TORCH_CHECK(size.size() == 2 && size[0] > 0 && size[1] > 0, op, ": expected ", argument,
-                  " to be two positive sizes");
-  check_dim(tensor, 4, op, "the tensor");
-  STD_TORCH_CHECK(tensor.size(2) > 0 && tensor.size(3) > 0, op, ": expected a height and width of at least 1, got ",
-                  shape_string(tensor));
-}
 
 template <typename scalar_t, typename acc_t>
 SEGKERNELS_INLINE void store_one(acc_t value, scalar_t* to) {

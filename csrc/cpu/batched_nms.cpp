@@ -3,30 +3,27 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <tuple>
+
 #include "../common/nms.h"
+#include "suppress.h"
 
 namespace segkernels {
 namespace {
 
-Tensor batched_nms_cpu(const Tensor& boxes,   // [N, 4]
-                       const Tensor& scores,  // [N]
-                       const Tensor& idxs,    // [N]
-                       double iou_threshold) {
-  check_dim(boxes, 2, "batched_nms", "boxes");
-  check_boxes(boxes, "batched_nms", "boxes");
-  check_dim(scores, 1, "batched_nms", "scores");
-  check_same_shape(scores, idxs, "batched_nms", "scores", "idxs");
+std::tuple<Tensor, Tensor> batched_nms_cpu(const Tensor& boxes,   // [N, 4]
+                                           const Tensor& scores,  // [N]
+                                           const Tensor& idxs,    // [N]
+                                           double iou_threshold) {
+  check_scored_boxes(boxes, scores, "batched_nms");
+  check_classes(scores, idxs, "batched_nms");
   const int64_t count = boxes.size(0);
-  STD_TORCH_CHECK(scores.size(0) == count, "batched_nms: expected one score a box, got ", scores.size(0), " for ",
-                  count);
-  STD_TORCH_CHECK(idxs.scalar_type() == ScalarType::Long, "batched_nms: expected int64 idxs, got ", idxs.scalar_type());
   const Tensor corners = to_coordinates(boxes, coordinate_type(boxes));
-  const Tensor values = to_coordinates(scores, ScalarType::Double);
   const Tensor classes = to_dense(idxs, false);
   const int64_t* of_class = static_cast<const int64_t*>(classes.const_data_ptr());
-  const std::vector<int64_t> order = by_decreasing_score(static_cast<const double*>(values.const_data_ptr()), count);
+  const std::vector<int64_t> by_score = by_decreasing_score(scores);
   // Class after class, each by decreasing score.
-  std::vector<int64_t> grouped = order;
+  std::vector<int64_t> grouped = by_score;
   std::stable_sort(grouped.begin(), grouped.end(),
                    [of_class](int64_t a, int64_t b) { return of_class[a] < of_class[b]; });
   std::vector<uint8_t> keep(count);
@@ -39,7 +36,12 @@ Tensor batched_nms_cpu(const Tensor& boxes,   // [N, 4]
                keep.data());
     }
   });
-  return kept_in_order(order, keep, boxes);
+  Tensor order = empty({count}, ScalarType::Long, boxes);  // [N]
+  Tensor kept = empty({count}, ScalarType::Bool, boxes);   // [N]
+  std::copy(by_score.begin(), by_score.end(), static_cast<int64_t*>(order.mutable_data_ptr()));
+  std::transform(by_score.begin(), by_score.end(), static_cast<uint8_t*>(kept.mutable_data_ptr()),
+                 [&keep](int64_t i) { return keep[i]; });
+  return {order, kept};
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 
 #include <cstring>
 
+#include "../common/bed_of_nails.h"
 #include "../common/max_unpool2d.h"
 #include "../common/parallel.h"
 #include "../common/simd.h"
@@ -39,44 +40,27 @@ SEGKERNELS_CLONES void pick_row(const T* grad, int64_t width, int64_t scale, T* 
   }
 }
 
-// Rows of the small tensor, all images and (NCHW) channels; a pixel is `step` values.
-struct Rows {
-  int64_t count, width, step;
-};
-
-Rows rows_of(const Tensor& tensor, int64_t height, int64_t width, bool channels_last) {
-  const int64_t channels = tensor.size(1);
-  return {tensor.size(0) * height * (channels_last ? 1 : channels), width, channels_last ? channels : 1};
-}
-
-void check_scale(const std::vector<int64_t>& scale, const char* op) {
-  STD_TORCH_CHECK(scale.size() == 2 && scale[0] > 0 && scale[1] > 0, op, ": expected scale to be two positive ints");
-}
-
 Tensor bed_of_nails_cpu(const Tensor& input,  // [N, C, h, w]
                         std::vector<int64_t> scale) {
-  check_dim(input, 4, "bed_of_nails", "input");
-  check_scale(scale, "bed_of_nails");
-  const bool channels_last = is_channels_last(input);
-  const Tensor values = to_dense(input, channels_last);
-  Tensor output = empty_nchw(input.size(0), input.size(1), input.size(2) * scale[0], input.size(3) * scale[1],
-                             input.scalar_type(), input, channels_last);
-  const Rows rows = rows_of(input, input.size(2), input.size(3), channels_last);
-  const int64_t row = rows.width * rows.step;
+  const Upsample2dShape s = bed_of_nails_shape(input, scale, "bed_of_nails");
+  const Tensor values = to_dense(input, s.channels_last);
+  Tensor output = empty_nchw(s.batch, s.channels, s.out_h, s.out_w, input.scalar_type(), input, s.channels_last);
+  const int64_t step = s.step();
+  const int64_t row = s.in_w * step;
   const int64_t block = scale[0] * scale[1] * row;  // output rows of one input row
   dispatch_element(input, "bed_of_nails", [&]<typename T>() {
     const T* in = static_cast<const T*>(values.const_data_ptr());
     T* out = static_cast<T*>(output.mutable_data_ptr());
-    parallel_items(rows.count, block, [&](int64_t begin, int64_t end) {
+    parallel_items(s.images() * s.in_h, block, [&](int64_t begin, int64_t end) {
       for (int64_t y = begin; y < end; ++y) {
         T* to = out + y * block;
-        if (rows.step == 1) {
-          spread_row(in + y * row, rows.width, scale[1], to);
+        if (step == 1) {
+          spread_row(in + y * row, s.in_w, scale[1], to);
         } else {
-          for (int64_t x = 0; x < rows.width; ++x) {
-            T* pixel = to + x * scale[1] * rows.step;
-            std::memcpy(static_cast<void*>(pixel), in + y * row + x * rows.step, rows.step * sizeof(T));
-            std::memset(static_cast<void*>(pixel + rows.step), 0, (scale[1] - 1) * rows.step * sizeof(T));
+          for (int64_t x = 0; x < s.in_w; ++x) {
+            T* pixel = to + x * scale[1] * step;
+            std::memcpy(static_cast<void*>(pixel), in + y * row + x * step, step * sizeof(T));
+            std::memset(static_cast<void*>(pixel + step), 0, (scale[1] - 1) * step * sizeof(T));
           }
         }
         std::memset(static_cast<void*>(to + scale[1] * row), 0, (scale[0] - 1) * scale[1] * row * sizeof(T));
@@ -88,31 +72,23 @@ Tensor bed_of_nails_cpu(const Tensor& input,  // [N, C, h, w]
 
 Tensor bed_of_nails_backward_cpu(const Tensor& grad_output,  // [N, C, H, W]
                                  std::vector<int64_t> scale) {
-  check_dim(grad_output, 4, "bed_of_nails_backward", "grad_output");
-  check_scale(scale, "bed_of_nails_backward");
-  STD_TORCH_CHECK(grad_output.size(2) % scale[0] == 0 && grad_output.size(3) % scale[1] == 0,
-                  "bed_of_nails_backward: expected grad_output in whole blocks of ", scale[0], "x", scale[1], ", got ",
-                  shape_string(grad_output));
-  const bool channels_last = is_channels_last(grad_output);
-  const Tensor grad = to_dense(grad_output, channels_last);
-  const int64_t h = grad.size(2) / scale[0];
-  const int64_t w = grad.size(3) / scale[1];
-  Tensor grad_input = empty_nchw(grad.size(0), grad.size(1), h, w, grad.scalar_type(), grad, channels_last);
-  const Rows rows = rows_of(grad, h, w, channels_last);
-  const int64_t row = rows.width * rows.step;
+  const Upsample2dShape s = bed_of_nails_backward_shape(grad_output, scale, "bed_of_nails_backward");
+  const Tensor grad = to_dense(grad_output, s.channels_last);
+  Tensor grad_input = empty_nchw(s.batch, s.channels, s.out_h, s.out_w, grad.scalar_type(), grad, s.channels_last);
+  const int64_t step = s.step();
+  const int64_t row = s.out_w * step;
   dispatch_element(grad, "bed_of_nails_backward", [&]<typename T>() {
     const T* from = static_cast<const T*>(grad.const_data_ptr());
     T* to = static_cast<T*>(grad_input.mutable_data_ptr());
-    parallel_items(rows.count, scale[1] * row, [&](int64_t begin, int64_t end) {
+    parallel_items(s.images() * s.out_h, scale[1] * row, [&](int64_t begin, int64_t end) {
       for (int64_t y = begin; y < end; ++y) {
         const T* source = from + y * scale[0] * scale[1] * row;
-        if (rows.step == 1) {
-          pick_row(source, rows.width, scale[1], to + y * row);
+        if (step == 1) {
+          pick_row(source, s.out_w, scale[1], to + y * row);
           continue;
         }
-        for (int64_t x = 0; x < rows.width; ++x) {
-          std::memcpy(static_cast<void*>(to + y * row + x * rows.step), source + x * scale[1] * rows.step,
-                      rows.step * sizeof(T));
+        for (int64_t x = 0; x < s.out_w; ++x) {
+          std::memcpy(static_cast<void*>(to + y * row + x * step), source + x * scale[1] * step, step * sizeof(T));
         }
       }
     });

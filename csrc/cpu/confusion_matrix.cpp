@@ -162,10 +162,8 @@ std::tuple<Tensor, Tensor> confusion_matrix_cpu(const Tensor& prediction,  // [N
                                                 const Tensor& target,      // [N, *]
                                                 int64_t num_classes, std::optional<int64_t> ignore_index) {
   check_num_classes(num_classes);
-  const int64_t shape[] = {num_classes, num_classes};
-  Tensor matrix = torch::stable::empty({shape, 2}, ScalarType::Long);
-  const int64_t pair[] = {2};
-  Tensor invalid = torch::stable::empty({pair, 1}, ScalarType::Long);
+  Tensor matrix = empty({num_classes, num_classes}, ScalarType::Long, target);
+  Tensor invalid = empty({2}, ScalarType::Long, target);
   const Counts counts{num_classes, static_cast<int64_t*>(matrix.mutable_data_ptr()),
                       static_cast<int64_t*>(invalid.mutable_data_ptr())};
   const Labels truth(target, "confusion_matrix", num_classes, ignore_index);

@@ -289,8 +289,7 @@ std::tuple<Tensor, Tensor> dice_bce_loss_cpu(const Tensor& input,   // [N, C, H,
   const Planes targets = planes_of(labels, p.channels, p.pixels, target_last);
   const ScalarType loss_dtype = input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 
-  const int64_t statistics_size[] = {p.batch, p.channels, kStatistics};
-  Tensor statistics = torch::stable::empty({statistics_size, 3}, ScalarType::Double, std::nullopt, input.device());
+  Tensor statistics = empty({p.batch, p.channels, kStatistics}, ScalarType::Double, input);
   double* sums = static_cast<double*>(statistics.mutable_data_ptr());
   int bad = kNone;
   dispatch_kernel(p, input.scalar_type(), [&]<typename Activation, bool kSoftTarget, typename T>() {
@@ -303,7 +302,7 @@ std::tuple<Tensor, Tensor> dice_bce_loss_cpu(const Tensor& input,   // [N, C, H,
 
   const std::vector<DiceGroup> groups = dice_groups(p.dice, dice_sums(p, sums), p.batch, p.channels, p.class_weights);
   if (p.dice.reduction != Reduction::kNone) {
-    Tensor loss = torch::stable::empty({}, loss_dtype, std::nullopt, input.device());
+    Tensor loss = empty({}, loss_dtype, input);
     const double value = reduced_loss(p, sums, groups);
     if (loss_dtype == ScalarType::Double) {
       *static_cast<double*>(loss.mutable_data_ptr()) = value;

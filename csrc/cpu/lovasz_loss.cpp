@@ -398,7 +398,7 @@ std::tuple<Tensor, Tensor> lovasz_loss_cpu(const Tensor& input,   // [N, C, H, W
   const Tensor values = to_dense(input, channels_last);
   const Tensor classes = to_dense(target, false);
   const ScalarType dtype = input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  Tensor loss = torch::stable::empty({&p.groups, 1}, dtype, std::nullopt, input.device());
+  Tensor loss = empty({p.groups}, dtype, input);
   Tensor slopes = empty_nchw(p.batch, p.channels, input.size(2), input.size(3), dtype, input, false);
   dispatch_compute(dtype, [&]<typename T>() {
     T* losses = static_cast<T*>(loss.mutable_data_ptr());

@@ -336,7 +336,7 @@ std::tuple<Tensor, Tensor> max_pool2d_cpu(const Tensor& input,  // [N, C, H, W]
   const ScalarType index_type = index_bits == 64 ? ScalarType::Long : ScalarType::Byte;
   Tensor output = empty_nchw(p.batch, p.channels, p.out_h, p.out_w, input.scalar_type(), input, p.channels_last);
   Tensor indices = index_bits == 0
-                       ? torch::stable::empty({0}, index_type, std::nullopt, input.device())
+                       ? empty({0}, index_type, input)
                        : empty_nchw(p.batch, p.channels, p.out_h, p.out_w, index_type, input, p.channels_last);
   if (output.numel() == 0) {
     return {output, indices};

@@ -5,25 +5,26 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "suppress.h"
+
 namespace segkernels {
 namespace {
 
 Tensor nms_cpu(const Tensor& boxes,   // [N, 4]
                const Tensor& scores,  // [N]
                double iou_threshold) {
-  check_dim(boxes, 2, "nms", "boxes");
-  check_boxes(boxes, "nms", "boxes");
-  check_dim(scores, 1, "nms", "scores");
+  check_scored_boxes(boxes, scores, "nms");
   const int64_t count = boxes.size(0);
-  STD_TORCH_CHECK(scores.size(0) == count, "nms: expected one score a box, got ", scores.size(0), " for ", count);
   const Tensor corners = to_coordinates(boxes, coordinate_type(boxes));
-  const Tensor values = to_coordinates(scores, ScalarType::Double);
-  const std::vector<int64_t> order = by_decreasing_score(static_cast<const double*>(values.const_data_ptr()), count);
+  const std::vector<int64_t> order = by_decreasing_score(scores);
   std::vector<uint8_t> keep(count);
   dispatch_coordinates(corners.scalar_type(), [&]<typename T>() {
     suppress(static_cast<const T*>(corners.const_data_ptr()), order.data(), count, iou_threshold, keep.data());
   });
-  return kept_in_order(order, keep, boxes);
+  Tensor result = empty({std::count(keep.begin(), keep.end(), 1)}, ScalarType::Long, boxes);  // [K]
+  std::copy_if(order.begin(), order.end(), static_cast<int64_t*>(result.mutable_data_ptr()),
+               [&keep](int64_t i) { return keep[i] != 0; });
+  return result;
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "../common/parallel.h"
+#include "paste_rows.h"
 
 namespace segkernels {
 namespace {
@@ -38,8 +39,7 @@ Tensor paste_masks_cpu(const Tensor& masks,  // [N, h, w]
   const ScalarType dtype = paste_type(masks, boxes);
   const Tensor values = to_coordinates(masks, dtype);
   const Tensor corners = to_coordinates(boxes, dtype);
-  const int64_t size[] = {p.count, p.image_h, p.image_w};
-  Tensor output = torch::stable::empty({size, 3}, ScalarType::Bool, std::nullopt, masks.device());  // [N, H, W]
+  Tensor output = empty({p.count, p.image_h, p.image_w}, ScalarType::Bool, masks);  // [N, H, W]
   uint8_t* planes = static_cast<uint8_t*>(output.mutable_data_ptr());
   dispatch_coordinates(dtype, [&]<typename T>() {
     const T* mask = static_cast<const T*>(values.const_data_ptr());

@@ -7,6 +7,7 @@
 
 #include "../common/parallel.h"
 #include "../common/paste_masks.h"
+#include "paste_rows.h"
 
 namespace segkernels {
 namespace {
@@ -84,15 +85,13 @@ std::tuple<Tensor, Tensor> paste_masks_rle_cpu(const Tensor& masks,  // [N, h, w
       }
     });
   });
-  const int64_t offset_size[] = {p.count + 1};
-  Tensor offsets = torch::stable::empty({offset_size, 1}, ScalarType::Long, std::nullopt, masks.device());  // [N + 1]
+  Tensor offsets = empty({p.count + 1}, ScalarType::Long, masks);  // [N + 1]
   int64_t* offset = static_cast<int64_t*>(offsets.mutable_data_ptr());
   offset[0] = 0;
   for (int64_t n = 0; n < p.count; ++n) {
     offset[n + 1] = offset[n] + static_cast<int64_t>(counts[n].size());
   }
-  const int64_t run_size[] = {offset[p.count]};
-  Tensor runs = torch::stable::empty({run_size, 1}, ScalarType::Long, std::nullopt, masks.device());  // [R]
+  Tensor runs = empty({offset[p.count]}, ScalarType::Long, masks);  // [R]
   for (int64_t n = 0; n < p.count; ++n) {
     std::copy(counts[n].begin(), counts[n].end(), static_cast<int64_t*>(runs.mutable_data_ptr()) + offset[n]);
   }

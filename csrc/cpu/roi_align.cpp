@@ -81,9 +81,8 @@ SEGKERNELS_CLONES void pool_bins(const scalar_t* image, int64_t width, int64_t s
 template <typename scalar_t, typename T>
 Tensor pack_map(const scalar_t* from, const FeatureMap& map, const std::vector<uint8_t>& touched, int64_t batch,
                 int64_t channels, int64_t stride, const Tensor& like) {
-  const int64_t size[] = {batch * map.pixels() * stride};
-  Tensor packed = torch::stable::empty({size, 1}, sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float, std::nullopt,
-                                       like.device());
+  const ScalarType dtype = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
+  Tensor packed = empty({batch * map.pixels() * stride}, dtype, like);
   T* const to = static_cast<T*>(packed.mutable_data_ptr());
   const int64_t segments = map.segments();
   parallel_items(batch * segments, kPixels * channels, [&](int64_t begin, int64_t end) {

@@ -391,10 +391,8 @@ std::tuple<Tensor, Tensor, Tensor> sigmoid_statistics_cpu(const Tensor& input,  
   const bool target_last = is_channels_last(target);
   const Tensor logits = to_dense(input, channels_last);
   const Tensor labels = to_dense(target, target_last);
-  const int64_t region_size[] = {p.batch, p.channels, 3};
-  const int64_t pixel_size[] = {p.batch, p.channels, 2};
-  Tensor region = torch::stable::empty({region_size, 3}, ScalarType::Double, std::nullopt, input.device());
-  Tensor pixel = torch::stable::empty({pixel_size, 3}, ScalarType::Double, std::nullopt, input.device());
+  Tensor region = empty({p.batch, p.channels, 3}, ScalarType::Double, input);
+  Tensor pixel = empty({p.batch, p.channels, 2}, ScalarType::Double, input);
   const ScalarType dtype = input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   Tensor map = empty_nchw(p.batch, p.channels, losses ? p.height : 0, losses ? p.width : 0, dtype, input, false);
   const Planes map_planes = planes_of(map, false);

@@ -263,12 +263,9 @@ std::tuple<Tensor, Tensor, Tensor> softmax_statistics_cpu(const Tensor& input,  
   const Planes inputs = planes_of(logits, p.classes, p.in_h * p.in_w, channels_last);
   const Labels labels(target, kSoftmaxStatistics, p.classes, ignore_index);
   const ScalarType compute = input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  const int64_t region_size[] = {p.batch, regions ? p.classes : 0, kRegionSums};
-  const int64_t pixel_size[] = {p.batch, kPixelSums};
-  const int64_t losses_size[] = {p.batch, losses ? p.out_h : 0, losses ? p.out_w : 0};
-  Tensor region = torch::stable::empty({region_size, 3}, ScalarType::Double, std::nullopt, input.device());
-  Tensor pixel = torch::stable::empty({pixel_size, 2}, ScalarType::Double, std::nullopt, input.device());
-  Tensor map = torch::stable::empty({losses_size, 3}, compute, std::nullopt, input.device());  // [N, H, W]
+  Tensor region = empty({p.batch, regions ? p.classes : 0, kRegionSums}, ScalarType::Double, input);
+  Tensor pixel = empty({p.batch, kPixelSums}, ScalarType::Double, input);
+  Tensor map = empty({p.batch, losses ? p.out_h : 0, losses ? p.out_w : 0}, compute, input);  // [N, H, W]
   bool outside = false;
   dispatch_floating(input.scalar_type(), kSoftmaxStatistics, []<typename>() {});
   dispatch_compute(compute, [&]<typename T>() {

@@ -3,6 +3,8 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "../common/upsample_labels.h"
+
 namespace segkernels {
 namespace {
 
@@ -28,16 +30,12 @@ void store_row(const int32_t* classes, int64_t count, int64_t begin, const Tenso
 Tensor upsample_argmax_cpu(const Tensor& logits,  // [N, C, h, w]
                            std::vector<int64_t> output_size, bool align_corners, int64_t label_bits) {
   check_output_size("upsample_argmax", "output_size", output_size, logits);
-  STD_TORCH_CHECK(logits.size(1) > 0, "upsample_argmax: expected at least one class, got ", shape_string(logits));
-  STD_TORCH_CHECK(label_bits == 8 || label_bits == 32 || label_bits == 64,
-                  "upsample_argmax: expected labels of 8, 32 or 64 bits, got ", label_bits);
+  const ScalarType dtype = label_dtype(logits, label_bits);
   const bool channels_last = is_channels_last(logits);
   const Tensor dense = to_dense(logits, channels_last);
   const int64_t out_h = output_size[0];
   const int64_t out_w = output_size[1];
-  const int64_t shape[] = {logits.size(0), out_h, out_w};
-  const ScalarType dtype = label_bits == 8 ? ScalarType::Byte : label_bits == 32 ? ScalarType::Int : ScalarType::Long;
-  Tensor labels = torch::stable::empty({shape, 3}, dtype);  // [N, H, W]
+  Tensor labels = empty({logits.size(0), out_h, out_w}, dtype, logits);  // [N, H, W]
   dispatch_floating(logits.scalar_type(), "upsample_argmax", [&]<typename scalar_t>() {
     using acc_t = accumulate_t<scalar_t>;
     const BilinearAxis<acc_t> rows = bilinear_axis<acc_t>(logits.size(2), out_h, align_corners);

@@ -258,10 +258,8 @@ std::tuple<Tensor, Tensor> confusion_matrix_cuda(const Tensor& prediction,  // [
   check_num_classes(num_classes);
   const Tensor truth = torch::stable::contiguous(target);
   const LabelBins targets(truth, num_classes, ignore_index);
-  const int64_t shape[] = {num_classes, num_classes};
-  const int64_t pair[] = {2};
-  Tensor matrix = torch::stable::empty({shape, 2}, ScalarType::Long, std::nullopt, target.device());
-  Tensor invalid = torch::stable::empty({pair, 1}, ScalarType::Long, std::nullopt, target.device());
+  Tensor matrix = empty({num_classes, num_classes}, ScalarType::Long, target);
+  Tensor invalid = empty({2}, ScalarType::Long, target);
   torch::stable::zero_(matrix);
   torch::stable::zero_(invalid);
   const Counts counts{num_classes, static_cast<counter_t*>(matrix.mutable_data_ptr()),

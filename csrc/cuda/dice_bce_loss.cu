@@ -54,10 +54,9 @@ std::tuple<Tensor, Tensor> dice_bce_loss_cuda(const Tensor& input,   // [N, C, H
 
   const bool float64_loss = input.scalar_type() == ScalarType::Double;
   const ScalarType loss_dtype = float64_loss ? ScalarType::Double : ScalarType::Float;
-  const int64_t statistics_size[] = {p.batch, p.channels, kStatistics};
-  Tensor statistics = torch::stable::empty({statistics_size, 3}, ScalarType::Double, std::nullopt, input.device());
+  Tensor statistics = empty({p.batch, p.channels, kStatistics}, ScalarType::Double, input);
   Tensor loss = map ? empty_nchw(p.batch, p.channels, input.size(2), input.size(3), loss_dtype, input, channels_last)
-                    : torch::stable::empty({}, loss_dtype, std::nullopt, input.device());
+                    : empty({}, loss_dtype, input);
   Tensor partial = empty_doubles(p.planes() * p.chunks * kStatistics, input);
   Tensor coefficients = empty_doubles(p.planes() * kCoefficients, input);
   const DeviceScope scope(input);

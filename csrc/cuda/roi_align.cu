@@ -76,8 +76,7 @@ __global__ void roi_align_fwd_kernel(Pyramid<T> pyramid, RoiAlignParams p,
   }
 }
 
-}  // namespace
-
+// Over the maps of a pyramid; one map is a pyramid of one level.
 Tensor pool_boxes(const char* op, const std::vector<Tensor>& features, const Tensor& boxes,
                   const std::vector<double>& scales, const RoiAlignParams& p, const PyramidParams& pyramid_params) {
   check_rois(boxes, p, op);
@@ -118,8 +117,6 @@ Tensor pool_boxes(const char* op, const std::vector<Tensor>& features, const Ten
   });
   return output;
 }
-
-namespace {
 
 Tensor roi_align_cuda(const Tensor& input,  // [N, C, H, W]
                       const Tensor& boxes,  // [K, 5]

@@ -152,8 +152,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-}  // namespace
-
+// Over the maps of a pyramid; one map is a pyramid of one level.
 std::vector<Tensor> pool_boxes_backward(const char* op, const Tensor& grad_output, const Tensor& boxes, int64_t batch,
                                         const IntList& sizes, const std::vector<double>& scales, bool channels_last,
                                         const RoiAlignParams& p, const PyramidParams& pyramid_params) {
@@ -196,8 +195,6 @@ std::vector<Tensor> pool_boxes_backward(const char* op, const Tensor& grad_outpu
   });
   return grads;
 }
-
-namespace {
 
 Tensor roi_align_backward_cuda(const Tensor& grad_output,  // [K, C, PH, PW]
                                const Tensor& boxes,        // [K, 5]

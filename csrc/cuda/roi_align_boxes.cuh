@@ -121,12 +121,4 @@ inline void check_levels(size_t levels, const std::vector<double>& scales, const
                   " maps and a scale for each, got ", levels, " maps and ", scales.size(), " scales");
 }
 
-// roi_align and its gradient over the maps of a pyramid; one map is a pyramid of one level.
-Tensor pool_boxes(const char* op, const std::vector<Tensor>& features, const Tensor& boxes,
-                  const std::vector<double>& scales, const RoiAlignParams& p, const PyramidParams& pyramid);
-
-std::vector<Tensor> pool_boxes_backward(const char* op, const Tensor& grad_output, const Tensor& boxes, int64_t batch,
-                                        const IntList& sizes, const std::vector<double>& scales, bool channels_last,
-                                        const RoiAlignParams& p, const PyramidParams& pyramid);
-
 }  // namespace segkernels

@@ -48,9 +48,8 @@ def region_term(input: torch.Tensor, statistics: Statistics, region: Region, cla
 
 def pixel_mean(statistics: Statistics, count: int) -> torch.Tensor:
     """Sum of the losses over column ``count`` of the pixel sums; 0 where that is 0."""
-    total = statistics.pixel.sum(0)
-    divisor = total[count]
-    return total[0] / torch.where(divisor == 0, 1.0, divisor)
+    total = statistics.pixel.sum(0).unbind()
+    return total[0] / (total[count] + (total[count] == 0))
 
 
 def result(loss: torch.Tensor, input: torch.Tensor) -> torch.Tensor:

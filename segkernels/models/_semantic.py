@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -24,6 +25,15 @@ class FCNHead(nn.Sequential):
             nn.Dropout(0.1),
             nn.Conv2d(width, num_classes, 1),
         )
+
+
+def add_aux(
+    result: OrderedDict[str, torch.Tensor], classifier: nn.Module | None, map: torch.Tensor, size: Sequence[int]
+) -> OrderedDict[str, torch.Tensor]:
+    """``result`` with the auxiliary head's logits at that size under ``aux``, where there is a head."""
+    if classifier is not None:
+        result["aux"] = upsample_bilinear2d(classifier(map), size)
+    return result
 
 
 class SemanticModel(nn.Module):

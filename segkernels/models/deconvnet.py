@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from segkernels.models._registry import check_input, register_model
-from segkernels.models._weights import Weights, check_member, load_weights
+from segkernels.models._semantic import FCNHead, add_aux, read_semantic
+from segkernels.models._weights import Weights, load_state
 from segkernels.models.vgg import (
     initialize,
     load_features,
@@ -30,7 +31,7 @@ def _normalized(layer: nn.Conv2d | nn.ConvTranspose2d) -> list[nn.Module]:
 class DeconvNet(nn.Module):
     """See :func:`deconvnet`."""
 
-    def __init__(self, in_channels: int = 3, num_classes: int = 21, width: int = 64) -> None:
+    def __init__(self, in_channels: int = 3, num_classes: int = 21, width: int = 64, aux_loss: bool = False) -> None:
         super().__init__()
         self.in_channels = in_channels
         deepest, hidden = 8 * width, 64 * width
@@ -45,15 +46,17 @@ class DeconvNet(nn.Module):
         )
         self.score = nn.Conv2d(width, num_classes, 1)
         initialize(self)
+        self.aux_classifier = FCNHead(deepest, num_classes) if aux_loss else None
 
     def forward(self, input: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
         check_input(input, self.in_channels, _SMALLEST)
         x, switches = pooled_with_switches(self.encoder, input)
+        deepest = x
         x = self.fc6_deconv(self.fc7(self.fc6(x)))
         for stage in self.decoder:
             indices, size = switches.pop()
             x = stage(self.unpool(x, indices, output_size=size))
-        return OrderedDict(out=self.score(x))
+        return add_aux(OrderedDict(out=self.score(x)), self.aux_classifier, deepest, input.shape[2:])
 
 
 @register_model
@@ -62,6 +65,7 @@ def deconvnet(
     weights: Weights | None = None,
     progress: bool = True,
     num_classes: int = 21,
+    aux_loss: bool | None = None,
     weights_backbone: Weights | None = None,
     in_channels: int = 3,
     width: int = 64,
@@ -76,6 +80,8 @@ def deconvnet(
         weights: path of a state dict of this model to load, strictly.
         progress: show a progress bar while weights are downloaded; a path downloads nothing.
         num_classes: channels of the logits.
+        aux_loss: True adds an FCN head on the encoder's last map, whose logits are ``aux``. None (default): where the
+            weights have one.
         weights_backbone: a member of :class:`VGG16_BN_Weights`, or the path of a state dict of torchvision's ``vgg16_bn``
             (three input channels), for the encoder; not read where ``weights`` is given.
         in_channels: channels of the input.
@@ -90,10 +96,10 @@ def deconvnet(
     Raises:
         ValueError: for weights of another model; from ``forward``, for another rank, number of channels, or a smaller input.
     """
-    check_member(weights, "deconvnet", num_classes)
-    model = DeconvNet(in_channels, num_classes, width)
-    if weights is not None:
-        load_weights(model, weights, progress)
+    state, has_aux = read_semantic("deconvnet", weights, progress, num_classes, aux_loss)
+    model = DeconvNet(in_channels, num_classes, width, has_aux)
+    if state is not None:
+        load_state(model, state, weights)
     else:
         load_features(model.encoder, weights_backbone, progress, batch_norm=True)
     return model

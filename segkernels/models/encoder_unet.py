@@ -10,7 +10,8 @@ from torch import nn
 
 from segkernels.models._encoders import get_encoder
 from segkernels.models._registry import check_input, register_model
-from segkernels.models._weights import StateDict, Weights, check_member, load_backbone, load_weights
+from segkernels.models._semantic import FCNHead, add_aux, read_semantic
+from segkernels.models._weights import StateDict, Weights, load_backbone, load_state
 from segkernels.ops import upsample_nearest2d
 
 
@@ -62,6 +63,7 @@ class EncoderUNet(nn.Module):
         num_classes: int = 1,
         in_channels: int = 3,
         decoder_channels: Sequence[int] = (256, 128, 64, 32, 16),
+        aux_loss: bool = False,
     ) -> None:
         super().__init__()
         spec = get_encoder(encoder_name)
@@ -79,13 +81,15 @@ class EncoderUNet(nn.Module):
         head = self.segmentation_head[0]
         nn.init.xavier_uniform_(head.weight)  # type: ignore[arg-type]
         nn.init.zeros_(head.bias)  # type: ignore[arg-type]
+        self.aux_classifier = FCNHead(channels[spec.maps[-1]], num_classes) if aux_loss else None
 
     def forward(self, input: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
         # Below that VGG16's last pooling has nothing left.
         check_input(input, self.in_channels, 32)
         maps = self.encoder(input)
         x = self.decoder([maps[name] for name in self.maps], input.shape[2:])
-        return OrderedDict(out=self.segmentation_head(x))
+        result = OrderedDict(out=self.segmentation_head(x))
+        return add_aux(result, self.aux_classifier, maps[self.maps[-1]], input.shape[2:])
 
 
 @register_model
@@ -95,6 +99,7 @@ def encoder_unet(
     weights: Weights | None = None,
     progress: bool = True,
     num_classes: int = 1,
+    aux_loss: bool | None = None,
     weights_backbone: Weights | None = None,
     in_channels: int = 3,
     decoder_channels: Sequence[int] = (256, 128, 64, 32, 16),
@@ -112,6 +117,8 @@ def encoder_unet(
             are the same (see below).
         progress: show a progress bar while weights are downloaded; a path downloads nothing.
         num_classes: channels of the logits; 1 for foreground against the rest.
+        aux_loss: True adds an FCN head on the deepest map, whose logits are ``aux``. None (default): where the
+            weights have one.
         weights_backbone: a member of the enum of torchvision's classifier of the encoder's name, :class:`ResNet34_Weights`
             for the default, or the path of its state dict; not read where ``weights`` is given.
         in_channels: channels of the input.
@@ -137,11 +144,11 @@ def encoder_unet(
         ValueError: for an unknown encoder, a wrong number of ``decoder_channels`` or weights of another model, and from
             ``forward`` for another rank, number of channels, or a smaller input.
     """
-    check_member(weights, "encoder_unet", num_classes)
-    model = EncoderUNet(encoder_name, num_classes, in_channels, decoder_channels)
+    state, has_aux = read_semantic("encoder_unet", weights, progress, num_classes, aux_loss)
+    model = EncoderUNet(encoder_name, num_classes, in_channels, decoder_channels, has_aux)
     spec = get_encoder(encoder_name)
-    if weights is not None:
-        load_weights(model, weights, progress, lambda state: _from_smp(state, spec.prefix))
+    if state is not None:
+        load_state(model, _from_smp(state, spec.prefix), weights)
     else:
         load_backbone(model.encoder, weights_backbone, progress, spec.head, spec.prefix, encoder_name)
     return model

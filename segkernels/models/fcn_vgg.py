@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from segkernels.models._registry import check_input, register_model
-from segkernels.models._weights import StateDict, Weights, check_member, load_weights
+from segkernels.models._semantic import FCNHead, add_aux, read_semantic
+from segkernels.models._weights import StateDict, Weights, check_member, load_state, load_weights
 from segkernels.models.vgg import VGG16Encoder, convolutionalize, initialize, vgg16_name
 from segkernels.nn import BilinearConvTranspose2d, MaxPool2d
 
@@ -31,6 +32,7 @@ class FCNVGG16(nn.Module):
         width: int = 64,
         batch_norm: bool = False,
         padding: str = "same",
+        aux_loss: bool = False,
     ) -> None:
         super().__init__()
         if padding not in ("same", "paper"):
@@ -42,7 +44,7 @@ class FCNVGG16(nn.Module):
             in_channels,
             batch_norm,
             width,
-            maps,
+            [*maps, "pool4"] if stride == 32 and aux_loss else maps,
             # Caffe's poolings keep a last window that is not full.
             pool=lambda stage: MaxPool2d(2, ceil_mode=True),
             padding=_PAPER_PADDING if paper else 1,
@@ -66,6 +68,7 @@ class FCNVGG16(nn.Module):
             for up in ups.values():
                 up.padding = (0, 0)
         self.up = nn.ModuleDict(ups)
+        self.aux_classifier = FCNHead(channels["pool4"], num_classes) if aux_loss else None
 
     def forward(self, input: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
         check_input(input, self.in_channels, 1)
@@ -79,7 +82,10 @@ class FCNVGG16(nn.Module):
                 # Rounding up has made one of the two a row or a column larger, or padding both.
                 skip = _crop(maps[name], self.crops[name], x)
                 x = _crop(x, 0, skip) + self.score[name](skip)
-        return OrderedDict(out=_crop(x, self.crops["out"], input))
+        result = OrderedDict(out=_crop(x, self.crops["out"], input))
+        if self.aux_classifier is not None:
+            add_aux(result, self.aux_classifier, maps["pool4"], input.shape[2:])
+        return result
 
 
 def _crop(map: torch.Tensor, start: int, like: torch.Tensor) -> torch.Tensor:
@@ -91,17 +97,18 @@ def _fcn_vgg16(
     weights: Weights | None,
     progress: bool,
     num_classes: int,
+    aux_loss: bool | None,
     weights_backbone: Weights | None,
     in_channels: int,
     width: int,
     batch_norm: bool,
     padding: str,
 ) -> FCNVGG16:
-    check_member(weights, f"fcn{stride}s_vgg16", num_classes)
+    state, has_aux = read_semantic(f"fcn{stride}s_vgg16", weights, progress, num_classes, aux_loss)
     check_member(weights_backbone, vgg16_name(batch_norm))
-    model = FCNVGG16(stride, num_classes, in_channels, width, batch_norm, padding)
-    if weights is not None:
-        load_weights(model, weights, progress)
+    model = FCNVGG16(stride, num_classes, in_channels, width, batch_norm, padding, has_aux)
+    if state is not None:
+        load_state(model, state, weights)
     elif weights_backbone is not None:
         trunk = nn.ModuleDict({"backbone": model.backbone, "fc6": model.fc6, "fc7": model.fc7})
         load_weights(trunk, weights_backbone, progress, _trunk_state)
@@ -118,6 +125,7 @@ def fcn32s_vgg16(
     weights: Weights | None = None,
     progress: bool = True,
     num_classes: int = 21,
+    aux_loss: bool | None = None,
     weights_backbone: Weights | None = None,
     in_channels: int = 3,
     width: int = 64,
@@ -134,6 +142,8 @@ def fcn32s_vgg16(
         weights: path of a state dict of this model to load, strictly.
         progress: show a progress bar while weights are downloaded; a path downloads nothing.
         num_classes: channels of the logits.
+        aux_loss: True adds an FCN head on ``pool4``, whose logits are ``aux``. None (default): where the
+            weights have one.
         weights_backbone: a member of :class:`VGG16_Weights`, or the path of a state dict of torchvision's ``vgg16``
             (``vgg16_bn`` with ``batch_norm``), classifier included, which :func:`~segkernels.models.convolutionalize` turns
             into ``fc6`` and ``fc7``; not read where ``weights`` is given.
@@ -153,7 +163,7 @@ def fcn32s_vgg16(
         ValueError: for another ``padding`` and weights of another model, and from ``forward`` for another rank or number of
             channels.
     """
-    return _fcn_vgg16(32, weights, progress, num_classes, weights_backbone, in_channels, width, batch_norm, padding)
+    return _fcn_vgg16(32, weights, progress, num_classes, aux_loss, weights_backbone, in_channels, width, batch_norm, padding)
 
 
 @register_model
@@ -162,6 +172,7 @@ def fcn16s_vgg16(
     weights: Weights | None = None,
     progress: bool = True,
     num_classes: int = 21,
+    aux_loss: bool | None = None,
     weights_backbone: Weights | None = None,
     in_channels: int = 3,
     width: int = 64,
@@ -169,7 +180,7 @@ def fcn16s_vgg16(
     padding: str = "same",
 ) -> FCNVGG16:
     """:func:`fcn32s_vgg16` with ``pool4``'s scores added at stride 16, after a learned upsampling by 2."""
-    return _fcn_vgg16(16, weights, progress, num_classes, weights_backbone, in_channels, width, batch_norm, padding)
+    return _fcn_vgg16(16, weights, progress, num_classes, aux_loss, weights_backbone, in_channels, width, batch_norm, padding)
 
 
 @register_model
@@ -178,6 +189,7 @@ def fcn8s_vgg16(
     weights: Weights | None = None,
     progress: bool = True,
     num_classes: int = 21,
+    aux_loss: bool | None = None,
     weights_backbone: Weights | None = None,
     in_channels: int = 3,
     width: int = 64,
@@ -185,4 +197,4 @@ def fcn8s_vgg16(
     padding: str = "same",
 ) -> FCNVGG16:
     """:func:`fcn16s_vgg16` with ``pool3``'s scores added at stride 8, too."""
-    return _fcn_vgg16(8, weights, progress, num_classes, weights_backbone, in_channels, width, batch_norm, padding)
+    return _fcn_vgg16(8, weights, progress, num_classes, aux_loss, weights_backbone, in_channels, width, batch_norm, padding)

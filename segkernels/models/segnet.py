@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from segkernels.models._registry import check_input, register_model
-from segkernels.models._weights import Weights, load_weights
+from segkernels.models._semantic import FCNHead, add_aux, read_semantic
+from segkernels.models._weights import Weights, load_state
 from segkernels.models.vgg import load_features, mirrored_stages, pool_with_switches, pooled_with_switches, vgg16_features
 from segkernels.nn import MaxUnpool2d
 
@@ -30,24 +31,27 @@ def _decoder(num_classes: int) -> nn.ModuleList:
 class SegNet(nn.Module):
     """See :func:`segnet`."""
 
-    def __init__(self, in_channels: int = 3, num_classes: int = 21) -> None:
+    def __init__(self, in_channels: int = 3, num_classes: int = 21, aux_loss: bool = False) -> None:
         super().__init__()
         self.in_channels = in_channels
         self.encoder = vgg16_features(in_channels, batch_norm=True, pool=pool_with_switches)
         self.unpool = MaxUnpool2d(2)
         self.decoder = _decoder(num_classes)
+        self.aux_classifier = FCNHead(512, num_classes) if aux_loss else None
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(self, input: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
         check_input(input, self.in_channels, _STRIDE)
         x, switches = pooled_with_switches(self.encoder, input)
+        deepest = x
         for stage in self.decoder:
             indices, size = switches.pop()
             x = stage(self.unpool(x, indices, output_size=size))
-        return OrderedDict(out=x)
+        return add_aux(OrderedDict(out=x), self.aux_classifier, deepest, input.shape[2:])
 
 
 @register_model
@@ -55,6 +59,7 @@ def segnet(
     *,
     in_channels: int = 3,
     num_classes: int = 21,
+    aux_loss: bool | None = None,
     weights: Weights | None = None,
     weights_backbone: Weights | None = None,
     progress: bool = True,
@@ -68,9 +73,11 @@ def segnet(
     Args:
         in_channels: channels of the input.
         num_classes: channels of the logits.
+        aux_loss: True adds an FCN head on the encoder's last map, whose logits are ``aux``. None (default): where the
+            weights have one.
         weights: path of a state dict of this model to load, strictly.
         weights_backbone: a member of :class:`VGG16_BN_Weights`, or the path of a state dict of torchvision's ``vgg16_bn``
-            (three input channels), for the encoder.
+            (three input channels), for the encoder; not read where ``weights`` is given.
         progress: show a progress bar while weights are downloaded; a path downloads nothing.
 
     Returns:
@@ -80,7 +87,10 @@ def segnet(
     Raises:
         ValueError: from ``forward``, for another rank, number of channels, or a smaller input.
     """
-    model = SegNet(in_channels, num_classes)
-    load_features(model.encoder, weights_backbone, progress, batch_norm=True)
-    load_weights(model, weights, progress)
+    state, has_aux = read_semantic("segnet", weights, progress, num_classes, aux_loss)
+    model = SegNet(in_channels, num_classes, has_aux)
+    if state is not None:
+        load_state(model, state, weights)
+    else:
+        load_features(model.encoder, weights_backbone, progress, batch_norm=True)
     return model

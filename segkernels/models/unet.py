@@ -11,7 +11,8 @@ from torch import nn
 
 import segkernels.nn
 from segkernels.models._registry import check_input, register_model
-from segkernels.models._weights import Weights, load_weights
+from segkernels.models._semantic import FCNHead, add_aux, read_semantic
+from segkernels.models._weights import Weights, load_state
 
 # Four poolings halve the map four times.
 _STRIDE = 16
@@ -67,7 +68,14 @@ class UNet(nn.Module):
     """See :func:`unet`. ``layers`` is where ``MaxPool2d`` and ``ConvTranspose2d`` come from: ``segkernels.nn``, or
     ``torch.nn`` for the same network without these kernels, to compare with."""
 
-    def __init__(self, in_channels: int = 3, num_classes: int = 1, width: int = 64, layers: Any = segkernels.nn) -> None:
+    def __init__(
+        self,
+        in_channels: int = 3,
+        num_classes: int = 1,
+        width: int = 64,
+        layers: Any = segkernels.nn,
+        aux_loss: bool = False,
+    ) -> None:
         super().__init__()
         self.in_channels = in_channels
         self.e1 = EncoderBlock(in_channels, width, layers)
@@ -80,6 +88,7 @@ class UNet(nn.Module):
         self.d3 = DecoderBlock(4 * width, 2 * width, layers)
         self.d4 = DecoderBlock(2 * width, width, layers)
         self.outputs = nn.Conv2d(width, num_classes, kernel_size=1)
+        self.aux_classifier = FCNHead(16 * width, num_classes) if aux_loss else None
 
     def forward(self, input: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
         check_input(input, self.in_channels, _STRIDE)
@@ -87,17 +96,24 @@ class UNet(nn.Module):
         s2, x = self.e2(x)
         s3, x = self.e3(x)
         s4, x = self.e4(x)
-        x = self.b(x)
-        x = self.d1(x, s4)
+        bridge = self.b(x)
+        x = self.d1(bridge, s4)
         x = self.d2(x, s3)
         x = self.d3(x, s2)
         x = self.d4(x, s1)
-        return OrderedDict(out=self.outputs(x))
+        return add_aux(OrderedDict(out=self.outputs(x)), self.aux_classifier, bridge, input.shape[2:])
 
 
 @register_model
 def unet(
-    *, in_channels: int = 3, num_classes: int = 1, width: int = 64, weights: Weights | None = None, progress: bool = True
+    *,
+    in_channels: int = 3,
+    num_classes: int = 1,
+    width: int = 64,
+    aux_loss: bool | None = None,
+    weights: Weights | None = None,
+    weights_backbone: None = None,
+    progress: bool = True,
 ) -> UNet:
     """U-Net: four encoder blocks, a bridge, four decoder blocks with the encoder's maps concatenated.
 
@@ -109,7 +125,10 @@ def unet(
         in_channels: channels of the input.
         num_classes: channels of the logits; 1 for foreground against the rest.
         width: channels of the first block; each of the next three and the bridge doubles them.
+        aux_loss: True adds an FCN head on the bridge, whose logits are ``aux``. None (default): where the
+            weights have one.
         weights: path of a state dict to load, strictly.
+        weights_backbone: None, the only value: no classifier has this encoder. :func:`encoder_unet` takes pretrained ones.
         progress: show a progress bar while weights are downloaded; a path downloads nothing.
 
     Returns:
@@ -118,8 +137,12 @@ def unet(
         bottom or the right before the concatenation.
 
     Raises:
-        ValueError: from ``forward``, for another rank, number of channels, or a smaller input.
+        ValueError: for ``weights_backbone``; from ``forward``, for another rank, number of channels, or a smaller input.
     """
-    model = UNet(in_channels, num_classes, width)
-    load_weights(model, weights, progress)
+    if weights_backbone is not None:
+        raise ValueError(f"weights_backbone: expected None, since no classifier has this encoder, got {weights_backbone!r}")
+    state, has_aux = read_semantic("unet", weights, progress, num_classes, aux_loss)
+    model = UNet(in_channels, num_classes, width, aux_loss=has_aux)
+    if state is not None:
+        load_state(model, state, weights)
     return model

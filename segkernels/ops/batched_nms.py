@@ -9,10 +9,14 @@ from segkernels.ops._arguments import check_same_device, check_scored_boxes
 
 
 def _fake(boxes, scores, idxs, iou_threshold):
-    return boxes.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
+    return boxes.new_empty(boxes.shape[0], dtype=torch.int64), boxes.new_empty(boxes.shape[0], dtype=torch.bool)
 
 
-_op = register("batched_nms", "(Tensor boxes, Tensor scores, Tensor idxs, float iou_threshold) -> Tensor", fake=_fake)
+suppress = register(
+    "batched_nms",
+    "(Tensor boxes, Tensor scores, Tensor idxs, float iou_threshold) -> (Tensor order, Tensor kept)",
+    fake=_fake,
+)
 
 
 def batched_nms(boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, iou_threshold: float) -> torch.Tensor:
@@ -27,7 +31,8 @@ def batched_nms(boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, i
 
     Returns:
         Tensor[K]: int64 indices of the kept boxes of all classes by decreasing score; of equal scores the lower index comes
-        first. Deterministic; it has no gradient.
+        first. Deterministic; it has no gradient. Only its size takes a host sync: ``torch.ops.segkernels.batched_nms`` has all
+        indices by decreasing score, int64 [N], and which of them are kept, bool [N].
 
     Raises:
         ValueError, TypeError: for a wrong shape, dtype or device.
@@ -38,4 +43,5 @@ def batched_nms(boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, i
     if idxs.shape != scores.shape:
         raise ValueError(f"idxs: expected one for each of {boxes.shape[0]} boxes, got shape {list(idxs.shape)}")
     check_same_device(boxes, idxs, "boxes", "idxs")
-    return _op(boxes, scores, idxs if idxs.dtype == torch.int64 else idxs.long(), iou_threshold)
+    order, kept = suppress(boxes, scores, idxs if idxs.dtype == torch.int64 else idxs.long(), iou_threshold)
+    return order[kept]

@@ -105,7 +105,7 @@ def conv2d(
         Tensor[N, Cout, OH, OW]: ``OH = (H + 2 * padding - dilation * (KH - 1) - 1) // stride + 1``, in the memory format
         of ``input``; half-precision sums are kept in float32.
 
-    On the CPU depthwise convolution reads input and gradient once, in both memory formats; the rest is torch's own
+    Depthwise convolution reads input and gradient once, in both memory formats; the rest is torch's own
     kernel. Deterministic; twice differentiable; autocasts to the lower precision, as torch does.
 
     Raises:

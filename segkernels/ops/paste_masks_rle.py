@@ -58,7 +58,7 @@ def paste_masks_rle(
     """:func:`paste_masks` in COCO's compressed run-length encoding, without the pasted masks.
 
     Replaces ``pycocotools.mask.encode`` of each pasted mask, byte for byte. Memory is that of the runs and of a strip of one
-    box for each thread.
+    box for each thread. Runs on the host wherever the masks are.
 
     Args:
         masks, boxes, image_size, threshold, style: as for :func:`paste_masks`.
@@ -71,7 +71,7 @@ def paste_masks_rle(
     Raises:
         ValueError, TypeError: for a wrong shape, dtype, device or style.
     """
-    arguments = parse(masks, boxes, image_size, threshold, style)
-    runs, offsets = _op(*arguments)
-    size = arguments[2]
-    return [{"size": list(size), "counts": counts} for counts in rle_strings(runs.cpu(), offsets.cpu())]
+    masks, boxes, size, threshold, kind = parse(masks, boxes, image_size, threshold, style)
+    # Strings are the host's, and masks are smaller than their runs: the host encodes those of a GPU too.
+    runs, offsets = _op(masks.cpu(), boxes.cpu(), size, threshold, kind)
+    return [{"size": list(size), "counts": counts} for counts in rle_strings(runs, offsets)]

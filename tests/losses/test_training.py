@@ -26,10 +26,11 @@ def eager(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def nuclei() -> tuple[torch.Tensor, torch.Tensor]:
-    """Images with mean 0 and deviation 1 each, and 1 where there is a nucleus; both [48, 1, 256, 256]."""
+    """Logarithms of brightness, mean 0 and deviation 1 each, and 1 where there is a nucleus; both [48, 1, 256, 256]."""
     numpy = pytest.importorskip("numpy")
     with numpy.load(NUCLEI) as file:
-        images = torch.from_numpy(file["image"]).float()[:, None]
+        # Faint nuclei beside bright ones: without the logarithm the best IoU is 0.795.
+        images = torch.from_numpy(file["image"]).float()[:, None].log1p()
         masks = torch.from_numpy(file["instances"].astype("int32") > 0).to(torch.uint8)[:, None]
     mean, deviation = images.mean((2, 3), keepdim=True), images.std((2, 3), keepdim=True)
     return (images - mean) / (deviation + 1e-3), masks

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from segkernels.models.detection import AnchorGenerator, FastRCNNPredictor, MaskRCNN, MaskRCNNPredictor
-from segkernels.models.detection._boxes import BACKGROUND, BETWEEN, match, sample
+from segkernels.models.detection import AnchorGenerator, FastRCNNPredictor, MaskRCNN, MaskRCNNPredictor, _roi_heads, _rpn
+from segkernels.models.detection._boxes import BACKGROUND, BETWEEN, first_of_each, match, sample
 from segkernels.models.detection._fpn import ResNetFPN
 from segkernels.models.detection.mask_rcnn import _current_keys
 
@@ -187,37 +186,83 @@ def test_new_classes() -> None:
     assert set(model.eval()(images((64, 64)))[0]["labels"].tolist()) == {1}
 
 
-class Syncs(TorchDispatchMode):
-    """Counts what the host would wait for a GPU for: results of a size or value that it has to know."""
-
-    waiting = ("nonzero", "_local_scalar_dense", "masked_select", "nms", "batched_nms", "_unique2", "bincount")
+class Copies(TorchDispatchMode):
+    """Counts what the host sends to the device and waits for: copies that are neither from the device nor non-blocking."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.counts: Counter[str] = Counter()
+        self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._schema.name.split("::")[1]
-        by_mask = name == "index" and any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
-        if name in self.waiting or by_mask:
-            self.counts[name] += 1
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        source = args[1] if func._schema.name == "aten::copy_" else args[0] if args else None
+        if func._schema.name in ("aten::copy_", "aten::_to_copy") and source.device != result.device:
+            self.count += not (kwargs.get("non_blocking") or args[2:3] == (True,))
+        return result
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_host_syncs_do_not_depend_on_the_batch(shared: MaskRCNN, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    syncs = Syncs()
-    tolist = torch.Tensor.tolist
+def test_one_host_sync_a_batch(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the meta device whatever depends on a value raises (nonzero, item, tolist, indices by mask); one call may."""
+    model = small(mask_threshold=0.5).eval().to("meta")
+    waited, tolist = [], torch.Tensor.tolist
 
     def counting(tensor: torch.Tensor) -> Any:
-        syncs.counts["tolist"] += 1
-        return tolist(tensor)
+        if not tensor.is_meta:
+            return tolist(tensor)
+        waited.append(list(tensor.shape))
+        return list(range(len(tensor)))
 
     monkeypatch.setattr(torch.Tensor, "tolist", counting)
-    with torch.no_grad(), syncs:
-        results = shared.eval()(images(*[(64, 64)] * count))
-    assert all(len(result["boxes"]) for result in results)
-    assert syncs.counts == {"batched_nms": 2, "nonzero": 1, "tolist": 2}
+    with torch.no_grad(), Copies() as copies:
+        torch.ones(1).to("meta")
+        assert copies.count == 1, "it counts"
+        results = model([image.to("meta", non_blocking=True) for image in images(*[(64, 64)] * count)])
+    assert [list(result["masks"].shape) for result in results] == [[n, 1, 64, 64] for n in range(count)]
+    assert waited == [[count]] and copies.count == 1
+
+
+@pytest.mark.gpu
+def test_one_host_sync_on_a_gpu(recwarn: pytest.WarningsRecorder) -> None:
+    model, batch = small().eval().cuda(), [image.cuda() for image in images((64, 64), (64, 64))]
+    with torch.no_grad():
+        model(batch)
+        torch.cuda.set_sync_debug_mode("warn")
+        recwarn.clear()
+        try:
+            model(batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert len([w for w in recwarn if "synchronizing" in str(w.message)]) == 1
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3])
+def test_fixed_sizes_change_nothing(threshold: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU pads where the CPU looks; 5 proposals of an image, fewer than fit, and the classes of one sum to 1."""
+    model = small(box_score_thresh=threshold, rpn_score_thresh=0.5).eval()
+    batch = images((61, 83), (90, 64), (64, 64))
+    with torch.no_grad():
+        expected = model(batch)
+        for module in (_rpn, _roi_heads):
+            monkeypatch.setattr(module, "waits", lambda tensor: True)
+        results = model(batch)
+    assert sum(len(each["boxes"]) for each in expected) > 0
+    for ours, exact in zip(results, expected):
+        assert torch.equal(ours["labels"], exact["labels"])
+        for key in ("boxes", "scores", "masks"):
+            torch.testing.assert_close(ours[key], exact[key])
+
+
+def test_first_of_each() -> None:
+    order = torch.tensor([4, 1, 0, 3, 2, 5])
+    chosen = torch.tensor([True, True, False, True, True, True])
+    group = torch.tensor([0, 2, 2, 0, 2, 3])
+    index, counts = first_of_each(order, chosen, group, 3, 2)
+    assert counts.tolist() == [1, 0, 2]
+    assert index[0, :1].tolist() == [3] and index[2].tolist() == [4, 1]
+    index, counts = first_of_each(order[:0], chosen[:0], group, 2, 5)
+    assert index.shape == (2, 0) and counts.tolist() == [0, 0]
 
 
 def test_anchors_of_a_place() -> None:

@@ -34,6 +34,7 @@ class TestConv2d(OpTest):
     autocast_dtype = torch.bfloat16
     equal_between_thread_counts = False
     gradcheck_samples = ("small depthwise", "small dense")
+    not_interpreted = ("5x5 channels_last", "7x7 channels_last", "stride 2 channels_last")
 
     def samples(self, device, dtype):
         def make(name, shape, out_channels, kernel, *rest, **more):
@@ -46,6 +47,9 @@ class TestConv2d(OpTest):
             make("everything channels_last", (2, 18, 9, 12), 36, (3, 4), (2, 3), (5, 1), (3, 2), 18, channels_last=True),
             make("dilation 12", (1, 3, 9, 11), 3, 3, 1, 12, 12, 3),
             make("dilation 36 channels_last", (1, 16, 5, 6), 16, 3, 1, 36, 36, 16, channels_last=True),
+            make("5x5 channels_last", (2, 16, 9, 12), 16, 5, 1, 4, 2, 16, channels_last=True),
+            make("7x7 channels_last", (1, 16, 8, 11), 16, 7, 1, 3, groups=16, channels_last=True),
+            make("stride 2 channels_last", (2, 16, 9, 10), 16, 3, 2, 1, groups=16, channels_last=True),
             make("7x7 no bias", (1, 2, 12, 10), 2, 7, 1, 3, groups=2, bias=False),
             make("7x7 stride 2", (1, 3, 15, 13), 3, 7, 2, 3, groups=3),
             make("1x1", (1, 3, 5, 4), 3, 1, groups=3),
@@ -89,7 +93,7 @@ class TestConv2d(OpTest):
         run, leaves = sample.leaves(dtype)
         output = function(*run.args)
         # Positive, so that no sum of it cancels.
-        grad = torch.linspace(0.1, 1, output.numel(), dtype=output.dtype).view(output.shape)
+        grad = torch.linspace(0.1, 1, output.numel(), dtype=output.dtype, device=output.device).view(output.shape)
         return output.detach(), *torch.autograd.grad(output, leaves, grad)
 
     @pytest.mark.parametrize("groups", [1, 6])
@@ -115,22 +119,29 @@ class TestConv2d(OpTest):
         assert all(map(torch.equal, *results))
 
     @pytest.mark.parametrize("channels_last", [False, True])
-    def test_31x31(self, channels_last):
-        sample = case("31x31", (1, 5, 12, 18), 5, 31, "cpu", torch.float32, 1, 15, 1, 5, True, channels_last)
+    def test_31x31(self, tier, channels_last):
+        device, name = tier
+        if name == "triton" and device == "cpu":
+            pytest.skip("takes minutes in the interpreter")
+        sample = case("31x31", (1, 5, 12, 18), 5, 31, device, torch.float32, 1, 15, 1, 5, True, channels_last)
         exact = self._both(F.conv2d, sample, torch.float64)
-        for results in zip(self._both(conv2d, sample), exact, self._both(F.conv2d, sample)):
-            assert_close_as_torch(*results, "31x31", floor=16)
+        peer = self._both(F.conv2d, sample)
+        with segkernels.backend(name):
+            for results in zip(self._both(conv2d, sample), exact, peer):
+                assert_close_as_torch(*results, "31x31", floor=16)
 
     @pytest.mark.parametrize("channels_last", [False, True])
-    def test_infinity_stays_in_its_window(self, channels_last):
+    def test_infinity_stays_in_its_window(self, tier, channels_last):
         """Columns that no tap of a window reads must not reach it, in the weight's gradient neither."""
-        image = torch.randn(1, 3, 6, 11)
+        device, name = tier
+        image = torch.randn(1, 3, 6, 11, device=device)
         image[..., -1] = float("inf")  # a stride of 2 never reads the last column
         if channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
-        weight = torch.randn(3, 1, 2, 2, requires_grad=True)
-        output = conv2d(image, weight, None, 2, 0, 1, 3)
-        output.sum().backward()
+        weight = torch.randn(3, 1, 2, 2, device=device, requires_grad=True)
+        with segkernels.backend(name):
+            output = conv2d(image, weight, None, 2, 0, 1, 3)
+            output.sum().backward()
         assert output.isfinite().all() and weight.grad.isfinite().all()
 
     def test_reference_is_the_definition(self):

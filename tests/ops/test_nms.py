@@ -4,6 +4,7 @@ import pytest
 import torch
 from op_test import OpTest, Sample
 
+import segkernels
 from segkernels.ops import nms
 from segkernels.reference import nms as reference
 
@@ -56,9 +57,16 @@ class TestNms(OpTest):
         for threshold in (0.0, 1 / 3, 0.5, 0.7):
             assert torch.equal(nms(boxes, scores, threshold), peer(boxes, scores, threshold))
 
-    def test_equal_overlap_stays(self, tier):
-        import segkernels
+    def test_many_boxes(self, tier):
+        """More than any tier compares at once."""
+        if tier[1] == "reference":
+            pytest.skip("box by box")
+        boxes, scores = scored_boxes(4500, size=1000)
+        expected = nms(boxes, scores, 0.4)
+        with segkernels.backend(tier[1]):
+            assert torch.equal(nms(boxes.to(tier[0]), scores.to(tier[0]), 0.4).cpu(), expected)
 
+    def test_equal_overlap_stays(self, tier):
         boxes, scores = BOXES.to(tier[0]), SCORES.to(tier[0])
         with segkernels.backend(tier[1]):
             assert nms(boxes, scores, 0.5).tolist() == [1, 0, 2]
@@ -66,8 +74,6 @@ class TestNms(OpTest):
 
     def test_special_values(self, tier):
         """NaN scores come first; NaN, infinite and empty boxes neither drop nor are dropped."""
-        import segkernels
-
         nan, inf = float("nan"), float("inf")
         boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 4], [nan, 0, 4, 4], [0, 0, inf, 4], [2, 2, 2, 2], [0, 0, 4, 4],
                               [-1e30, -1e30, 1e30, 1e30], [4, 4, 0, 0]], device=tier[0])  # fmt: skip

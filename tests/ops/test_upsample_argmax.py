@@ -54,7 +54,7 @@ class TestUpsampleArgmax(OpTest):
         if channels_last:
             logits = logits.contiguous(memory_format=torch.channels_last)
         with segkernels.backend(tier[1]):
-            for size in ((20, 16), (5, 4), (5, 11), (2, 2)):
+            for size in ((20, 16), (5, 4), (5, 11), (2, 2), (90, 35)):
                 assert torch.equal(upsample_argmax(logits, size), oracle(logits.contiguous(), size)), size
 
     def test_has_no_gradient(self):

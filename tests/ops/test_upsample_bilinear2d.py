@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from op_test import OpTest, Sample
 
+import segkernels
 from segkernels.ops import upsample_bilinear2d
 
 MAP = torch.randn(1, 2, 3, 4)
@@ -94,8 +95,6 @@ class TestUpsampleBilinear2d(OpTest):
 
     @pytest.mark.parametrize("channels_last", [False, True])
     def test_not_a_number_stays_where_torch_has_it(self, channels_last, tier):
-        import segkernels
-
         image = torch.randn(1, 9, 5, 6, device=tier[0])
         image[0, 2, 2, 3], image[0, 4, 1, 1] = float("nan"), float("inf")
         if channels_last:
@@ -104,6 +103,37 @@ class TestUpsampleBilinear2d(OpTest):
             for size in ((5, 6), (5, 17), (15, 6), (3, 3), (20, 24)):
                 expected = F.interpolate(image.contiguous(), size, mode="bilinear")
                 assert torch.equal(upsample_bilinear2d(image, size).isfinite(), expected.isfinite()), size
+
+    @pytest.mark.parametrize("channels_last", [False, True])
+    def test_infinite_gradient_stays_where_torch_has_it(self, channels_last, tier):
+        if tier[1] == "reference":
+            pytest.skip("a product with a matrix has zeros beside every weight")
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        image = torch.randn(1, 9, 5, 6, device=tier[0]).contiguous(memory_format=layout).requires_grad_()
+        with segkernels.backend(tier[1]):
+            for size in ((5, 6), (5, 17), (15, 6), (20, 24)):
+                grad = torch.ones(1, 9, *size, device=tier[0])
+                grad[0, 2, 2, 3] = grad[0, 4, 1, 1] = float("inf")
+                grad = grad.contiguous(memory_format=layout)
+                ours, theirs = (
+                    torch.autograd.grad(f(image, size), image, grad)[0] for f in (upsample_bilinear2d, interpolate)
+                )
+                assert torch.equal(ours.isfinite(), theirs.isfinite()), size
+
+    @pytest.mark.parametrize("channels_last", [False, True])
+    @pytest.mark.parametrize(("in_size", "out_size"), [((2, 1), (3, 5000)), ((3, 1500), (2, 5)), ((1, 1), (70, 65))])
+    def test_extreme_widths(self, in_size, out_size, channels_last, tier):
+        """One source column with more outputs than a GPU's block takes, and far fewer outputs than source columns."""
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        image = torch.randn(1, 8, *in_size, dtype=torch.float64, device=tier[0]).contiguous(memory_format=layout)
+        image.requires_grad_()
+        with segkernels.backend(tier[1]):
+            output = upsample_bilinear2d(image, out_size)
+            expected = interpolate(image, out_size)
+            torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
+            grad = torch.randn_like(expected)
+            ours, theirs = (torch.autograd.grad(value, image, grad)[0] for value in (output, expected))
+            torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
 
     def test_empty(self):
         for shape in ((0, 3, 2, 2), (2, 0, 2, 2)):

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from op_test import OpTest, Sample
 
+import segkernels
 from segkernels.ops import upsample_nearest2d
 
 MAP = torch.randn(1, 2, 3, 4)
@@ -58,14 +59,15 @@ class TestUpsampleNearest2d(OpTest):
                     assert torch.equal(ours, theirs), (in_size, factor)
 
     @pytest.mark.parametrize("channels_last", [False, True])
-    def test_infinite_gradient_stays_with_its_pixel(self, channels_last):
-        image = torch.randn(1, 9, 4, 4)
-        grad = torch.ones(1, 9, 11, 13)
+    def test_infinite_gradient_stays_with_its_pixel(self, channels_last, tier):
+        image = torch.randn(1, 9, 4, 4, device=tier[0])
+        grad = torch.ones(1, 9, 11, 13, device=tier[0])
         grad[0, 1, 5, 6] = float("inf")
         if channels_last:
             image, grad = (t.contiguous(memory_format=torch.channels_last) for t in (image, grad))
         image.requires_grad_()
-        ours, theirs = (torch.autograd.grad(f(image, (11, 13)), image, grad)[0] for f in (upsample_nearest2d, interpolate))
+        with segkernels.backend(tier[1]):
+            ours, theirs = (torch.autograd.grad(f(image, (11, 13)), image, grad)[0] for f in (upsample_nearest2d, interpolate))
         assert torch.equal(ours, theirs)
 
     @pytest.mark.parametrize("channels_last", [False, True])
@@ -79,6 +81,21 @@ class TestUpsampleNearest2d(OpTest):
         grad = torch.randn_like(theirs)
         ours, theirs = (torch.autograd.grad(output, image, grad)[0] for output in (ours, theirs))
         torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)
+
+    @pytest.mark.parametrize("channels_last", [False, True])
+    @pytest.mark.parametrize(("in_size", "out_size"), [((2, 1), (3, 5000)), ((3, 1500), (2, 5)), ((1, 1), (70, 65))])
+    def test_extreme_widths(self, in_size, out_size, channels_last, tier):
+        """One source column with more outputs than a GPU's block takes, and far fewer outputs than source columns."""
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        image = torch.randn(1, 8, *in_size, dtype=torch.float64, device=tier[0]).contiguous(memory_format=layout)
+        image.requires_grad_()
+        with segkernels.backend(tier[1]):
+            output = upsample_nearest2d(image, out_size)
+            expected = interpolate(image, out_size)
+            assert torch.equal(output, expected)
+            grad = torch.randn_like(expected)
+            ours, theirs = (torch.autograd.grad(value, image, grad)[0] for value in (output, expected))
+            torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
 
     def test_empty(self):
         for shape in ((0, 3, 2, 2), (2, 0, 2, 2)):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from segkernels.models.detection._boxes import full_precision
+from segkernels.models.detection._boxes import constant, full_precision
 
 
 def _cell(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> torch.Tensor:
@@ -63,7 +63,9 @@ class AnchorGenerator(nn.Module):
         like = full_precision(maps[0].new_empty(0))
         key = (*image_size, *(tuple(map.shape[2:]) for map in maps), like.dtype, like.device)
         if key != self._key:
-            self._anchors = [self._grid(cell.to(like), image_size, map.shape[2:]) for cell, map in zip(self._cells, maps)]
+            self._anchors = [
+                self._grid(constant(cell.tolist(), like), image_size, map.shape[2:]) for cell, map in zip(self._cells, maps)
+            ]
             self._key = key
         return self._anchors
 

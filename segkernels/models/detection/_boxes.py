@@ -22,6 +22,17 @@ def full_precision(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
+def waits(tensor: torch.Tensor) -> bool:
+    """Whether looking at a value costs the host a wait for the tensor's device."""
+    return tensor.device.type != "cpu"
+
+
+def constant(values: Sequence[float] | Sequence[Sequence[float]], like: torch.Tensor) -> torch.Tensor:
+    """``like.new_tensor(values)`` without its wait for the device."""
+    tensor = torch.tensor(values, dtype=like.dtype, device="cpu", pin_memory=like.is_cuda)
+    return tensor.to(like.device, non_blocking=True)
+
+
 def _centers(boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """[..., 2] centres and [..., 2] sizes."""
     size = boxes[..., 2:] - boxes[..., :2]
@@ -32,16 +43,16 @@ def encode(reference: torch.Tensor, boxes: torch.Tensor, weights: Sequence[float
     """[..., 4] shifts and logarithms of scales that take ``boxes`` to ``reference`` (R-CNN, Girshick et al. 2014)."""
     center, size = _centers(boxes)
     reference_center, reference_size = _centers(reference)
-    shift = boxes.new_tensor(weights[:2]) * (reference_center - center) / size
-    scale = boxes.new_tensor(weights[2:]) * torch.log(reference_size / size)
+    shift = constant(weights[:2], boxes) * (reference_center - center) / size
+    scale = constant(weights[2:], boxes) * torch.log(reference_size / size)
     return torch.cat([shift, scale], -1)
 
 
 def decode(deltas: torch.Tensor, boxes: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
     """The boxes that :func:`encode` gives ``deltas`` for; the shapes broadcast."""
     center, size = _centers(boxes)
-    center = deltas[..., :2] / deltas.new_tensor(weights[:2]) * size + center
-    scale = (deltas[..., 2:] / deltas.new_tensor(weights[2:])).clamp(max=MAX_LOG_SCALE)
+    center = deltas[..., :2] / constant(weights[:2], deltas) * size + center
+    scale = (deltas[..., 2:] / constant(weights[2:], deltas)).clamp(max=MAX_LOG_SCALE)
     half = 0.5 * (scale.exp() * size)
     return torch.cat([center - half, center + half], -1)
 
@@ -53,7 +64,7 @@ def clip(boxes: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
 
 def limits(sizes: Sequence[tuple[int, int]], like: torch.Tensor) -> torch.Tensor:
     """[B, 4] for :func:`clip`, of (height, width) of each image."""
-    return like.new_tensor([(width, height, width, height) for height, width in sizes])
+    return constant([(width, height, width, height) for height, width in sizes], like)
 
 
 def at_least(boxes: torch.Tensor, side: float) -> torch.Tensor:
@@ -101,12 +112,20 @@ def sample(labels: torch.Tensor, count: int, positive_fraction: float) -> tuple[
     return drawn[0], drawn[1]
 
 
-def first_of_each(order: torch.Tensor, group: torch.Tensor, groups: int, limit: int) -> list[torch.Tensor]:
-    """For each group, the first ``limit`` entries of ``order``, which indexes ``group``, in its order.
+def first_of_each(
+    order: torch.Tensor, chosen: torch.Tensor, group: torch.Tensor, groups: int, limit: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each group, the first ``limit`` of the ``chosen`` entries of ``order``, which indexes ``group``, in its order.
 
-    Entries of other groups than 0 to ``groups - 1`` are left out. Costs one host sync for all groups together.
+    Entries of other groups than 0 to ``groups - 1`` are left out. Sizes do not depend on values, so that the host need not
+    wait for any.
+
+    Returns:
+        Tensor[groups, L]: entries of ``order``, L at most ``limit``; and Tensor[groups]: how many of each row are meant. What
+        follows them in a row is arbitrary.
     """
-    group = group[order]
-    counts = (group == torch.arange(groups + 1, device=group.device)[:, None]).sum(1)
+    group = torch.where(chosen, group[order], groups)
+    counts = (group == torch.arange(groups, device=group.device)[:, None]).sum(1)
     order = order[group.argsort(stable=True)]
-    return [part[:limit] for part in order.split(counts.tolist())[:groups]]
+    place = (counts.cumsum(0) - counts)[:, None] + torch.arange(min(limit, len(order)), device=group.device)
+    return order[place.clamp(max=max(len(order) - 1, 0))], counts.clamp(max=limit)

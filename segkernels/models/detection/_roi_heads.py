@@ -20,8 +20,10 @@ from segkernels.models.detection._boxes import (
     limits,
     match,
     sample,
+    waits,
 )
-from segkernels.ops import batched_nms, box_iou, roi_align
+from segkernels.ops import box_iou, roi_align
+from segkernels.ops.batched_nms import suppress
 
 _SMALLEST = 1e-2
 
@@ -182,17 +184,29 @@ class RoIHeads(nn.Module):
     def _detect(
         self, logits: torch.Tensor, deltas: torch.Tensor, proposals: list[torch.Tensor], sizes: Sizes
     ) -> list[dict[str, torch.Tensor]]:
-        """All images in one suppression; three host syncs a batch: the number of candidates, of those that are not
-        suppressed, and how many of these are whose."""
+        """All images in one suppression; one host sync a batch: how many detections are whose."""
         images = len(sizes)
         image = torch.cat([torch.full_like(part[:, 0], i, dtype=torch.int64) for i, part in enumerate(proposals)])
         box = decode(deltas, torch.cat(proposals)[:, None], self.bbox_reg_weights)
         box = clip(box, limits(sizes, box)[image][:, None])[:, 1:]  # [K, classes - 1, 4]
         score = logits.softmax(-1)[:, 1:]
-        candidate, label = ((score > self.score_thresh) & at_least(box, _SMALLEST)).nonzero().unbind(1)
-        box, score, image = box[candidate, label], score[candidate, label], image[candidate]
-        kept = batched_nms(box, score, image * deltas.shape[1] + label, self.nms_thresh)
-        return [
-            {"boxes": box[index], "labels": label[index] + 1, "scores": score[index]}
-            for index in first_of_each(kept, image, images, self.detections_per_img)
-        ]
+        region, label = self._candidates((score > self.score_thresh) & at_least(box, _SMALLEST))
+        valid = region >= 0
+        box, score = box[region, label], score[region, label]
+        image = torch.where(valid, image[region], images)
+        # What is no candidate has a class of its own and an image that is none.
+        alone = -1 - torch.arange(len(region), device=region.device)
+        classes = torch.where(valid, image * deltas.shape[1] + label, alone)
+        order, kept = suppress(box, score, classes, self.nms_thresh)
+        index, counts = first_of_each(order, kept, image, images, self.detections_per_img)
+        rows = [row[:count] for row, count in zip(index, counts.tolist())]
+        return [{"boxes": box[row], "labels": label[row] + 1, "scores": score[row]} for row in rows]
+
+    def _candidates(self, wanted: torch.Tensor) -> torch.Tensor:
+        """[2, M]: regions and classes where ``wanted`` [K, classes] is set. Where the host would wait for their number, M is
+        the largest there can be, and -1 follows them."""
+        if not waits(wanted):
+            return wanted.nonzero().T
+        # The scores of a region sum to one, but for rounding.
+        most = wanted.shape[1] if self.score_thresh <= 0 else min(wanted.shape[1], int(1 / self.score_thresh) + 1)
+        return torch.nonzero_static(wanted, size=most * len(wanted)).T

@@ -21,9 +21,11 @@ from segkernels.models.detection._boxes import (
     limits,
     match,
     sample,
+    waits,
 )
 from segkernels.models.detection._fpn import conv_block
-from segkernels.ops import batched_nms, box_iou
+from segkernels.ops import box_iou
+from segkernels.ops.batched_nms import suppress
 
 _WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 _SMALLEST = 1e-3
@@ -118,6 +120,8 @@ class RegionProposalNetwork(nn.Module):
 
         Returns:
             Proposals, a Tensor[K, 4] for each image by decreasing objectness, without gradient; and in training the losses.
+            In evaluation on a GPU every image has as many as one can have: zeros follow its own, which no detection comes
+            from.
         """
         maps = list(features.values())
         outputs = self.head(maps)
@@ -138,7 +142,7 @@ class RegionProposalNetwork(nn.Module):
         anchors: list[torch.Tensor],
         image_sizes: Sequence[tuple[int, int]],
     ) -> list[torch.Tensor]:
-        """All images in one suppression; two host syncs a batch, its result's size and how many are whose."""
+        """All images in one suppression; a host sync a batch, how many are whose, but none in evaluation."""
         mode = 0 if self.training else 1
         boxes, logits = [], []
         for scores, codes, cells in zip(objectness, deltas, anchors):
@@ -154,11 +158,16 @@ class RegionProposalNetwork(nn.Module):
         # Fixed sizes instead of a selection, which would cost a sync: an empty box suppresses none.
         valid = at_least(box, _SMALLEST) & (score >= self.score_thresh)
         box = torch.where(valid[..., None], box, 0.0)
-        kept = batched_nms(
+        order, kept = suppress(
             box.reshape(-1, 4), torch.where(valid, score, -1.0).flatten(), (image * levels + level).flatten(), self.nms_thresh
         )
         group = torch.where(valid, image, images).flatten()
-        return [box.reshape(-1, 4)[index] for index in first_of_each(kept, group, images, self.post_nms_top_n[mode])]
+        index, counts = first_of_each(order, kept, group, images, self.post_nms_top_n[mode])
+        box = box.reshape(-1, 4)[index]  # [B, K, 4]
+        if self.training or not waits(box):
+            return [part[:count] for part, count in zip(box, counts.tolist())]
+        own = torch.arange(box.shape[1], device=box.device) < counts[:, None]
+        return list(torch.where(own[..., None], box, 0.0))
 
     def _losses(
         self,

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from segkernels.models.detection._boxes import constant
 from segkernels.models.detection._paste import paste_soft_masks
 from segkernels.ops import paste_masks, upsample_bilinear2d
 
@@ -16,7 +17,7 @@ from segkernels.ops import paste_masks, upsample_bilinear2d
 def resize_boxes(boxes: torch.Tensor, before: tuple[int, int], after: tuple[int, int]) -> torch.Tensor:
     """Boxes [N, 4] of an image of one ``(height, width)`` in the same image of another."""
     height, width = after[0] / before[0], after[1] / before[1]
-    return boxes * boxes.new_tensor([width, height, width, height])
+    return boxes * constant([width, height, width, height], boxes)
 
 
 class Transform(nn.Module):
@@ -74,7 +75,7 @@ class Transform(nn.Module):
         return batch, sizes, [self._target(*each) for each in zip(targets, originals, sizes)]
 
     def _image(self, image: torch.Tensor) -> torch.Tensor:
-        mean, std = (image.new_tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
+        mean, std = (constant(values, image)[:, None, None] for values in (self.image_mean, self.image_std))
         image = (image - mean) / std
         size = self._size(image.shape[1], image.shape[2])
         return image if size == image.shape[1:] else upsample_bilinear2d(image[None], size)[0]

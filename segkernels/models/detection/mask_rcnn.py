@@ -50,8 +50,9 @@ class MaskRCNN(nn.Module):
     for each image: ``boxes`` [M, 4] with ``x1 < x2`` and ``y1 < y2``, ``labels`` [M] int64 from 1 to ``num_classes - 1``, and
     ``masks`` [M, H, W] of 0 and 1; M may be 0.
 
-    The host waits for the device five times for a batch of any size in evaluation: for the number of proposals and whose they
-    are, the number of candidates above the threshold, and the number of detections and whose they are. Pasting does not wait.
+    In evaluation the host waits for a GPU once for a batch of any size: for how many detections are whose, before their masks
+    are computed. Until then sizes are the largest there can be: ``rpn_post_nms_top_n_test`` proposals an image, and as many
+    candidates as classes of one proposal can be above ``box_score_thresh``. A CPU computes what there is.
 
     Args:
         backbone: from ``[N, 3, H, W]`` to maps by name, finest first; its ``out_channels`` says their width.
