@@ -46,15 +46,32 @@ ON_GPU = {
     "channels_last": ("segkernels", "channels_last"),
     "gpu_goals": {mode: GpuGoal({"best": 1.2}, dtypes=HALF) for mode in ("fwd", "fwdbwd")},
 }
+# What a user of channels_last sees; the other rows are a user of NCHW's.
+BOTH_CHANNELS_LAST = {"devices": ("cpu",), "channels_last": ("segkernels", "channels_last")}
 FCN = {"fwd": 5.0, "fwdbwd": 5.0}
 CASES = [
     *(
         case(f"unet 4x{c}x{s}x{s}", (4, c, s, s), c // 2, 2, 2, goals=NEVER_SLOWER, group="unet decoder")
         for c, s in ((1024, 14), (512, 28), (256, 56), (128, 112))
     ),
+    *(
+        case(f"channels_last unet 4x{c}x{s}x{s}", (4, c, s, s), c // 2, 2, 2, goals=NEVER_SLOWER, **BOTH_CHANNELS_LAST)
+        for c, s in ((1024, 14), (512, 28), (256, 56), (128, 112))
+    ),
     case("fcn k64 s32 1x21x16x16", (1, 21, 16, 16), 21, 64, 32, 16, bias=False, goals=FCN),
     case("fcn k16 s8 1x21x64x64", (1, 21, 64, 64), 21, 16, 8, 4, bias=False, goals=FCN),
     case("dcgan k4 s2 16x128x32x32", (16, 128, 32, 32), 64, 4, 2, 1, bias=False, goals=NOT_SLOWER),
+    case(
+        "channels_last dcgan k4 s2 16x128x32x32",
+        (16, 128, 32, 32),
+        64,
+        4,
+        2,
+        1,
+        bias=False,
+        goals=NEVER_SLOWER,
+        **BOTH_CHANNELS_LAST,
+    ),
     case("fcn k4 s2 1x21x34x34", (1, 21, 34, 34), 21, 4, 2, 1, bias=False, goals=NOT_SLOWER),
     case("depthwise k4 s2 8x21x64x64", (8, 21, 64, 64), 21, 4, 2, 1, bias=False, groups=21, goals=DEPTHWISE),
     case("depthwise k4 s2 4x256x32x32", (4, 256, 32, 32), 256, 4, 2, 1, bias=False, groups=256, goals=DEPTHWISE),

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "check.h"
+#include "vendor.h"
 
 namespace segkernels {
 
@@ -35,7 +36,20 @@ struct ConvTranspose2dParams {
     return kernel_h == stride_h && kernel_w == stride_w && pad_h == 0 && pad_w == 0 && output_pad_h == 0 &&
            output_pad_w == 0 && dilation_h == 1 && dilation_w == 1 && groups == 1;
   }
+  // Every channel has one kernel of its own, without holes.
+  bool depthwise() const {
+    return groups == in_channels && out_channels == in_channels && dilation_h == 1 && dilation_w == 1 && taps() > 0;
+  }
 };
+
+inline VendorConvolution vendor_convolution(const ConvTranspose2dParams& p) {
+  return {{p.stride_h, p.stride_w},
+          {p.pad_h, p.pad_w},
+          {p.dilation_h, p.dilation_w},
+          {p.output_pad_h, p.output_pad_w},
+          true,
+          p.groups};
+}
 
 inline ConvTranspose2dParams conv_transpose2d_params(const char* op, const Tensor& input, const Tensor& weight,
                                                      const IntList& stride, const IntList& padding,

@@ -73,6 +73,22 @@ inline unsigned int blocks_for(int64_t count, int threads = kThreads) {
       std::min<int64_t>(kMaxBlocks, std::max<int64_t>(1, (count + threads - 1) / threads)));
 }
 
+// A row of a plane (NCHW: its columns) or of an image (channels_last: all channels of its columns) is walked by the x
+// threads of a block; several short rows share a block. So the divisions that find plane and row are made once a row.
+struct RowWalk {
+  int64_t rows;
+  dim3 grid, block;
+
+  RowWalk(int64_t rows_, int64_t row_elements) : rows(rows_) {
+    unsigned int width = 16;
+    while (width < kThreads && width < row_elements) {
+      width *= 2;
+    }
+    block = dim3(width, kThreads / width);
+    grid = dim3(blocks_for(rows, static_cast<int>(block.y)));
+  }
+};
+
 // The shared memory of `shared_bytes` that the launch asked for, aligned to 16 bytes.
 template <typename T>
 __device__ __forceinline__ T* dynamic_shared() {

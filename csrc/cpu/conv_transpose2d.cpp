@@ -3,7 +3,6 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "../common/vendor.h"
 #include "conv_transpose2d_cells.h"
 #include "conv_transpose2d_depthwise.h"
 #include "conv_transpose2d_phases.h"
@@ -26,19 +25,10 @@ Path choose_path(const ConvTranspose2dParams& p, bool channels_last, bool forwar
   if (!channels_last && cells_apply(p) && forward) {
     return Path::kCells;
   }
-  if (!channels_last && depthwise_applies(p)) {
+  if (!channels_last && p.depthwise()) {
     return Path::kDepthwise;
   }
   return Path::kVendor;
-}
-
-VendorConvolution vendor_convolution(const ConvTranspose2dParams& p) {
-  return {{p.stride_h, p.stride_w},
-          {p.pad_h, p.pad_w},
-          {p.dilation_h, p.dilation_w},
-          {p.output_pad_h, p.output_pad_w},
-          true,
-          p.groups};
 }
 
 template <typename T>

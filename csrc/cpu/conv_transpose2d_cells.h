@@ -148,27 +148,47 @@ struct Cells {
     return {line / p.stride_h, line % p.stride_h, m - line * p.stride_w};
   }
 
+  template <typename T>
+  static SEGKERNELS_INLINE void copy_rows(const T* from, const int64_t* place, acc_t* to) {
+    if (place[0] >= 0 && place[kRows - 1] == place[0] + kRows - 1) {
+      for (int64_t r = 0; r < kRows; ++r) {
+        to[r] = to_compute<acc_t>(from[place[0] + r]);
+      }
+      return;
+    }
+    for (int64_t r = 0; r < kRows; ++r) {
+      to[r] = place[r] < 0 ? acc_t(0) : to_compute<acc_t>(from[place[r]]);
+    }
+  }
+
   // [block][unit][tile][segment][channel][kRows].
   template <typename T>
   Scratch<acc_t> pack_weight(const T* weight) const {
+    constexpr int64_t kUnits = 8;  // packed together: they lie side by side in the weight
+    const int64_t unit_rows = tiles * segments * kRows;
+    const int64_t step = p.out_channels * p.taps();
+    std::vector<int64_t> place(units * unit_rows);  // of a packed row in an in channel's weights; -1: a row of zeros
+    for (int64_t i = 0; i < units * unit_rows; ++i) {
+      const int64_t segment = i / kRows % segments;
+      const Row at = row(i / unit_rows, i / (segments * kRows) % tiles, i % kRows);
+      const int64_t ky = v.tap(at.r, segment / h.window);
+      const int64_t kx = h.tap(at.u, segment % h.window);
+      place[i] = at.channel < p.out_channels ? at.channel * p.taps() + ky * p.kernel_w + kx : -1;
+    }
     Scratch<acc_t> packed(packed_before(p.in_channels));
-    parallel_items(units, tiles * kRows * segments * p.in_channels, [&](int64_t begin, int64_t end) {
-      for (int64_t unit = begin; unit < end; ++unit) {
+    parallel_items((units + kUnits - 1) / kUnits, kUnits * unit_rows * p.in_channels, [&](int64_t begin, int64_t end) {
+      for (int64_t first = begin * kUnits; first < std::min(units, end * kUnits); first += kUnits) {
+        const int64_t last = std::min(units, first + kUnits);
         for (int64_t k0 = 0; k0 < p.in_channels; k0 += channel_block) {
           const int64_t count = std::min(channel_block, p.in_channels - k0);
-          acc_t* to = packed.get() + packed_before(k0) + unit * tiles * segments * count * kRows;
-          for (int64_t tile = 0; tile < tiles; ++tile) {
-            for (int64_t r = 0; r < kRows; ++r) {
-              const Row at = row(unit, tile, r);
-              for (int64_t segment = 0; segment < segments; ++segment) {
-                const int64_t ky = v.tap(at.r, segment / h.window);
-                const int64_t kx = h.tap(at.u, segment % h.window);
-                const T* from = weight + (k0 * p.out_channels + at.channel) * p.taps() + ky * p.kernel_w + kx;
-                acc_t* column = to + (tile * segments + segment) * count * kRows + r;
-                for (int64_t k = 0; k < count; ++k) {
-                  column[k * kRows] =
-                      at.channel < p.out_channels ? to_compute<acc_t>(from[k * p.out_channels * p.taps()]) : acc_t(0);
-                }
+          acc_t* to = packed.get() + packed_before(k0);
+          // Whole cache lines of packed weights at a time: rows of both lie a power of two apart.
+          for (int64_t k = 0; k < count; k += kRows) {
+            const T* from = weight + (k0 + k) * step;
+            for (int64_t i = first * unit_rows; i < last * unit_rows; i += kRows) {
+              acc_t* line = to + i * count + k * kRows;
+              for (int64_t d = 0; d < std::min(kRows, count - k); ++d) {
+                copy_rows(from + d * step, place.data() + i, line + d * kRows);
               }
             }
           }
@@ -229,14 +249,18 @@ struct Cells {
       for (const Copy& copy : list) {
         const T* from = input + copy.from;
         acc_t* at = to + copy.to;
-        if (copy.count == kCols) {
-          for (int64_t i = 0; i < kCols; ++i) {
-            at[i] = to_compute<acc_t>(from[i]);
+        if constexpr (std::is_same_v<T, acc_t>) {
+          // Whole vectors, the last one overlapping: a row of the map ends anywhere.
+          if (copy.count >= G::kLanes) {
+            for (int64_t i = 0; i < copy.count; i += G::kLanes) {
+              const int64_t x = std::min<int64_t>(i, copy.count - G::kLanes);
+              store_vector(at + x, load_vector<typename G::vec>(from + x));
+            }
+            continue;
           }
-        } else {
-          for (int64_t i = 0; i < copy.count; ++i) {
-            at[i] = to_compute<acc_t>(from[i]);
-          }
+        }
+        for (int64_t i = 0; i < copy.count; ++i) {
+          at[i] = to_compute<acc_t>(from[i]);
         }
       }
     }
@@ -354,14 +378,23 @@ struct Cells {
     }
   }
 
+  SEGKERNELS_INLINE void prefetch_sums(const acc_t* sums) const {
+    for (int64_t i = 0; i < tiles * G::kTile; i += 64 / sizeof(acc_t)) {
+      __builtin_prefetch(sums + i, 1);
+    }
+  }
+
   // Units [begin, end) of one panel. `sums` keeps the tiles of all units between two blocks.
   SEGKERNELS_CLONES void multiply(const Block& block, const acc_t* panel, const std::vector<Run>& runs, int64_t begin,
                                   int64_t end, acc_t* sums, acc_t* buffer, const Target& target) const {
     for (int64_t unit = begin; unit < end; ++unit) {
       prefetch_input(block, unit);
       acc_t* unit_sums = sums + (blocks == 1 ? 0 : unit * tiles * G::kTile);
-      if (block.last && target.data) {
-        prefetch_unit(unit, runs, target.data);
+      if (!block.first) {
+        prefetch_sums(unit_sums);
+      }
+      if (block.last && target.data && unit + 1 < end) {
+        prefetch_unit(unit + 1, runs, target.data);
       }
       for (int64_t tile = 0; tile < tiles; ++tile) {
         const Seen& at = seen[unit * tiles + tile];

@@ -1,8 +1,8 @@
 // Transposed convolution of every channel on its own (groups == channels: upsampling as a layer), on the CPU in NCHW.
 //
 // Output column x = q * stride + u - padding sees the input columns q, q - 1, ... through the taps u, u + stride, ...:
-// for each of the `stride` phases u a row is a sum of shifted input rows, contiguous in q. Rows of phases are put
-// together in L1 and the output is written once; backward takes the gradient's rows apart the same way.
+// for each of the `stride` phases u a row is a sum of shifted input rows, contiguous in q. Vectors of phases are put
+// together and the output is written once; backward takes the gradient's rows apart the same way.
 #pragma once
 
 #include <algorithm>
@@ -15,11 +15,6 @@
 #include "../common/simd.h"
 
 namespace segkernels {
-
-inline bool depthwise_applies(const ConvTranspose2dParams& p) {
-  return p.groups == p.in_channels && p.out_channels == p.in_channels && p.dilation_h == 1 && p.dilation_w == 1 &&
-         p.taps() > 0;
-}
 
 template <typename T>
 struct Depthwise {
@@ -40,30 +35,19 @@ struct Depthwise {
     return (p.out_w - 1 + p.pad_w) / p.stride_w + 1;
   }
 
-  // rows[u][q] -> row[q * stride + u], or back.
-  template <bool kApart>
-  SEGKERNELS_INLINE void shuffle(acc_t* phases, int64_t pitch, acc_t* row, int64_t count) const {
+  // row[q * stride + u] -> phases[u][q].
+  SEGKERNELS_INLINE void take_apart(const acc_t* row, int64_t pitch, acc_t* phases) const {
     if (p.stride_w == 2) {  // the usual case, which a known stride makes vectors of
       acc_t* other = phases + pitch;
-      for (int64_t q = 0; q < count; ++q) {
-        if constexpr (kApart) {
-          phases[q] = row[2 * q];
-          other[q] = row[2 * q + 1];
-        } else {
-          row[2 * q] = phases[q];
-          row[2 * q + 1] = other[q];
-        }
+      for (int64_t q = 0; q < pitch; ++q) {
+        phases[q] = row[2 * q];
+        other[q] = row[2 * q + 1];
       }
       return;
     }
     for (int64_t u = 0; u < p.stride_w; ++u) {
-      acc_t* phase = phases + u * pitch;
-      for (int64_t q = 0; q < count; ++q) {
-        if constexpr (kApart) {
-          phase[q] = row[q * p.stride_w + u];
-        } else {
-          row[q * p.stride_w + u] = phase[q];
-        }
+      for (int64_t q = 0; q < pitch; ++q) {
+        phases[u * pitch + q] = row[q * p.stride_w + u];
       }
     }
   }
@@ -112,36 +96,101 @@ struct Depthwise {
     }
   }
 
+  // A tap of a phase: where it reads relative to row q_y of a padded plane.
+  struct PhaseTap {
+    int64_t offset;
+    acc_t weight;
+  };
+
+  static SEGKERNELS_INLINE vec phase_sum(const std::vector<PhaseTap>& taps, const acc_t* from) {
+    const auto term = [from](const PhaseTap& tap) SEGKERNELS_INLINE_LAMBDA {
+      return tap.weight * *reinterpret_cast<const unaligned_vec*>(from + tap.offset);
+    };
+    vec sum{};
+    size_t i = 0;
+    for (; i + 4 <= taps.size(); i += 4) {
+      sum += (term(taps[i]) + term(taps[i + 1])) + (term(taps[i + 2]) + term(taps[i + 3]));
+    }
+    for (; i < taps.size(); ++i) {
+      sum += term(taps[i]);
+    }
+    return sum;
+  }
+
+  // Phases 0 and 1 of stride 2, side by side as they stand in the output, which starts `padding` into them.
+  static SEGKERNELS_INLINE void row_of_two_phases(const std::vector<PhaseTap>& even_taps,
+                                                  const std::vector<PhaseTap>& odd_taps, const acc_t* from, acc_t add,
+                                                  int64_t padding, int64_t width, T* to) {
+    for (int64_t x = -padding; x < width; x += 2 * kLanes, from += kLanes) {
+      const vec even = phase_sum(even_taps, from) + add;
+      const vec odd = phase_sum(odd_taps, from) + add;
+      acc_t edge[2 * kLanes];
+      bool whole = false;
+      if constexpr (std::is_same_v<T, acc_t>) {
+        whole = x >= 0 && x + 2 * kLanes <= width;
+      }
+      unaligned_vec* row = reinterpret_cast<unaligned_vec*>(edge);
+      if constexpr (std::is_same_v<T, acc_t>) {
+        row = whole ? reinterpret_cast<unaligned_vec*>(to + x) : row;
+      }
+      if constexpr (kLanes == 8) {
+        row[0] = __builtin_shufflevector(even, odd, 0, 8, 1, 9, 2, 10, 3, 11);
+        row[1] = __builtin_shufflevector(even, odd, 4, 12, 5, 13, 6, 14, 7, 15);
+      } else {
+        row[0] = __builtin_shufflevector(even, odd, 0, 4, 1, 5);
+        row[1] = __builtin_shufflevector(even, odd, 2, 6, 3, 7);
+      }
+      if (!whole) {
+        for (int64_t i = std::max<int64_t>(0, -x); i < std::min(2 * kLanes, width - x); ++i) {
+          to[x + i] = static_cast<T>(edge[i]);
+        }
+      }
+    }
+  }
+
   SEGKERNELS_CLONES void forward_planes(const T* input, const T* weight, const T* bias, T* output, int64_t begin,
                                         int64_t end) const {
     const int64_t left = reach() - 1;
-    const int64_t pitch = left + steps();
-    Scratch<acc_t> padded(p.in_h * pitch);
-    Scratch<acc_t> phases(p.stride_w * steps());
-    Scratch<acc_t> row(p.stride_w * steps());
-    std::vector<Tap> taps((p.kernel_h / p.stride_h + 1) * reach());
+    const int64_t count = (steps() + kLanes - 1) / kLanes * kLanes;
+    const int64_t pitch = left + count;
+    // Rows of zeros above and below, so that every output row has all its taps.
+    const int64_t above = (p.kernel_h + p.stride_h - 1) / p.stride_h - 1;
+    const int64_t rows = (p.out_h - 1 + p.pad_h) / p.stride_h + 1;
+    Scratch<acc_t> padded((above + std::max(rows, p.in_h)) * pitch);
+    std::fill_n(padded.get(), (above + std::max(rows, p.in_h)) * pitch, acc_t(0));
+    Scratch<acc_t> row(p.stride_w * count);
+    std::vector<std::vector<PhaseTap>> taps(p.stride_h * p.stride_w);
     for (int64_t plane = begin; plane < end; ++plane) {
       const int64_t channel = plane % p.in_channels;
       const T* w = weight + channel * p.taps();
       const acc_t add = bias ? static_cast<acc_t>(bias[channel]) : acc_t(0);
-      pad_plane(input + plane * p.in_plane(), p.in_h, p.in_w, left, pitch, padded.get());
+      for (std::vector<PhaseTap>& phase : taps) {
+        phase.clear();
+      }
+      for (int64_t ky = 0; ky < p.kernel_h; ++ky) {
+        for (int64_t kx = 0; kx < p.kernel_w; ++kx) {
+          taps[ky % p.stride_h * p.stride_w + kx % p.stride_w].push_back(
+              {left - kx / p.stride_w - ky / p.stride_h * pitch, static_cast<acc_t>(w[ky * p.kernel_w + kx])});
+        }
+      }
+      pad_plane(input + plane * p.in_plane(), p.in_h, p.in_w, left, pitch, padded.get() + above * pitch);
       for (int64_t y = 0; y < p.out_h; ++y) {
+        const int64_t q = (y + p.pad_h) / p.stride_h;
+        const std::vector<PhaseTap>* phases = taps.data() + (y + p.pad_h - q * p.stride_h) * p.stride_w;
+        const acc_t* from = padded.get() + (above + q) * pitch;
+        T* to = output + plane * p.out_plane() + y * p.out_w;
+        if (p.stride_w == 2) {  // the usual case
+          row_of_two_phases(phases[0], phases[1], from, add, p.pad_w, p.out_w, to);
+          continue;
+        }
         for (int64_t u = 0; u < p.stride_w; ++u) {
-          int64_t count = 0;
-          for (int64_t ky = (y + p.pad_h) % p.stride_h; ky < p.kernel_h; ky += p.stride_h) {
-            const int64_t from_y = (y + p.pad_h - ky) / p.stride_h;
-            if (y + p.pad_h < ky || from_y >= p.in_h) {
-              continue;
-            }
-            for (int64_t j = 0; u + j * p.stride_w < p.kernel_w; ++j) {
-              taps[count++] = {padded.get() + from_y * pitch + left - j,
-                               static_cast<acc_t>(w[ky * p.kernel_w + u + j * p.stride_w])};
+          for (int64_t t = 0; t < count; t += kLanes) {
+            const vec sum = phase_sum(phases[u], from + t);
+            for (int64_t lane = 0; lane < kLanes; ++lane) {
+              row.get()[(t + lane) * p.stride_w + u] = sum[lane];
             }
           }
-          add_taps(taps.data(), count, phases.get() + u * steps(), steps());
         }
-        shuffle<false>(phases.get(), steps(), row.get(), steps());
-        T* to = output + plane * p.out_plane() + y * p.out_w;
         for (int64_t x = 0; x < p.out_w; ++x) {
           to[x] = static_cast<T>(row.get()[p.pad_w + x] + add);
         }
@@ -185,7 +234,7 @@ struct Depthwise {
         for (int64_t y = 0; y < p.out_h; ++y) {
           pad_plane(from + y * p.out_w, 1, p.out_w, std::min(p.pad_w, p.stride_w * pitch), p.stride_w * pitch,
                     row.get());
-          shuffle<true>(g.get() + y * p.stride_w * pitch, pitch, row.get(), pitch);
+          take_apart(row.get(), pitch, g.get() + y * p.stride_w * pitch);
         }
         if (grad_bias) {
           bias_total += plane_sum(from, p.out_plane());

@@ -13,22 +13,6 @@
 namespace segkernels {
 namespace {
 
-// A row of a plane (NCHW: its columns) or of an image (channels_last: all channels of its columns) is walked by the x
-// threads of a block; several short rows share a block. So the divisions that find plane and row are made once a row.
-struct RowWalk {
-  int64_t rows;
-  dim3 grid, block;
-
-  RowWalk(int64_t rows_, int64_t row_elements) : rows(rows_) {
-    unsigned int width = 16;
-    while (width < kThreads && width < row_elements) {
-      width *= 2;
-    }
-    block = dim3(width, kThreads / width);
-    grid = dim3(blocks_for(rows, static_cast<int>(block.y)));
-  }
-};
-
 // The kind of index is uniform over a launch, so it is a value and not an instantiation.
 __device__ __forceinline__ void store_index(void* indices, int64_t index_bits, int64_t entry, int64_t offset,
                                             int64_t position) {

@@ -116,10 +116,10 @@ def conv_transpose2d(
         Tensor[N, Cout, OH, OW]: ``OH = (H - 1) * stride - 2 * padding + dilation * (KH - 1) + output_padding + 1``, in
         the memory format of ``input``; half-precision sums are kept in float32.
 
-    On the CPU a kernel equal to the stride (U-Net, Mask R-CNN) is one matrix product stored as a pixel shuffle, and a
-    kernel of twice the stride (FCN) one product per phase; with groups equal to both channel counts (upsampling as a layer)
-    rows are summed by phases; the rest is torch's own kernel. Deterministic; twice differentiable; autocasts to the lower
-    precision, as torch does.
+    On the CPU a kernel equal to the stride (U-Net, Mask R-CNN) or a multiple of it (DCGAN, FCN) is one matrix product per
+    phase of the stride, written once; with groups equal to both channel counts (upsampling as a layer) rows are summed by
+    phases. On the GPU the first runs on tensor cores in half precision, the last gathers; the rest is torch's own kernel.
+    Deterministic; twice differentiable; autocasts to the lower precision, as torch does.
 
     Raises:
         ValueError, TypeError: for a wrong rank, dtype, size or channel count.

@@ -7,6 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from op_test import OpTest, Sample, assert_close_as_torch
 
+import segkernels
 from segkernels.ops import conv_transpose2d
 
 X = torch.randn(1, 4, 3, 3)
@@ -36,7 +37,8 @@ class TestConvTranspose2d(OpTest):
     gradcheck_samples = ("small 2x2", "small phases", "small depthwise", "small strided")
     not_interpreted = (
         "2x2 deep", "2x2 many pixels", "2x2 no bias", "3x3", "FCN stride 8", "FCN uncropped", "FCN 32",
-        "small 2x2", "small phases", "small strided",
+        "small 2x2", "small phases", "small strided", "4x4 stride 2 deep", "6x6 stride 2", "8x8 stride 4",
+        "tiles", "tiles 4x4", "tiles channels_last", "tiles deep channels_last",
     )  # fmt: skip
 
     def samples(self, device, dtype):
@@ -57,6 +59,13 @@ class TestConvTranspose2d(OpTest):
             make("FCN 32", (1, 1, 3, 2), 2, 64, 32, 16),
             make("FCN output padding", (1, 3, 6, 5), 2, (8, 16), (4, 8), (2, 4), (1, 0)),
             make("4x4 stride 2", (2, 3, 6, 5), 4, 4, 2, 1),
+            make("4x4 stride 2 deep", (1, 150, 5, 30), 6, 4, 2, 1),
+            make("6x6 stride 2", (2, 3, 6, 5), 4, 6, 2, 2, 1),
+            make("8x8 stride 4", (1, 3, 5, 27), 5, 8, 4, 3, 1, bias=False),
+            make("tiles", (2, 9, 10, 12), 34, 2, 2),
+            make("tiles 4x4", (2, 5, 4, 6), 4, 4, 4),
+            make("tiles channels_last", (2, 16, 9, 10), 24, 2, 2, channels_last=True),
+            make("tiles deep channels_last", (1, 72, 4, 6), 40, 2, 2, channels_last=True),
             make("4x3 channels_last", (2, 3, 6, 5), 4, (4, 3), 2, 1, (0, 1), channels_last=True),
             make("everything", (2, 4, 6, 5), 6, 3, (2, 3), (1, 0), (1, 2), 2, 2),
             make("depthwise", (2, 4, 6, 5), 4, 4, 2, 1, groups=4),
@@ -120,6 +129,18 @@ class TestConvTranspose2d(OpTest):
             torch.set_num_threads(threads)
             results.append(self._both(conv_transpose2d, self.sample(name, "cpu", torch.float32)))
         assert all(map(torch.equal, *results))
+
+    def test_weight_gradient_sums_many_pixels(self, tier):
+        """More pixels than one block sums, in half precision."""
+        if tier[1] == "triton":
+            pytest.skip("slow in the interpreter; its chunks are tested with float32 samples")
+        sample = case("many", (1, 8, 72, 64), 8, 2, *(tier[0], torch.bfloat16), 2, channels_last=True)
+        with segkernels.backend(tier[1]):
+            ours = self._both(conv_transpose2d, sample)
+        for result, exact, peer in zip(
+            ours, self._both(F.conv_transpose2d, sample, torch.float64), self._both(F.conv_transpose2d, sample)
+        ):
+            assert_close_as_torch(result, exact, peer, "many pixels")
 
     def test_lecture_examples(self):
         """The lectures' transposed convolutions (the S3 numbers, and output sizes)."""
