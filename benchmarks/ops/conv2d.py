@@ -40,9 +40,13 @@ def case(name, shape, out_channels, kernel, dilation=1, groups=1, **rest):
     )  # fmt: skip
 
 
-def depthwise(shape, kernel, dilation=1):
+def depthwise(shape, kernel, dilation=1, last=False):
+    """Ours in NCHW, or with `last` in channels_last; torch is measured in both."""
     size = "x".join(map(str, shape))
     name, goals = f"depthwise k{kernel} d{dilation} {size}", {"fwd": 0.95, "fwdbwd": 0.95}
+    if last:
+        made = case(f"{name} channels_last", shape, shape[1], kernel, dilation, shape[1], goals=goals)
+        return dataclasses.replace(made, channels_last=("segkernels", "channels_last"))
     near = {"fwd": 0.5} if kernel == 3 else {}
     return case(name, shape, shape[1], kernel, dilation, shape[1], goals=goals, roofline_goals=near, group="depthwise")
 
@@ -63,11 +67,14 @@ def on_gpu(kernel, shape, grad, forward, backward):
     return dataclasses.replace(made, work=work, channels_last=both, gpu_goals=goals, memory_goals={})
 
 
+DEPTHWISE = [
+    *((shape, 3, d) for shape in ((4, 256, 64, 64), (4, 728, 33, 33), (4, 64, 256, 256)) for d in (1, 2, 6, 12, 18)),
+    ((4, 96, 56, 56), 5),
+    ((4, 96, 56, 56), 7),
+    ((1, 128, 32, 32), 31),
+]
 CASES = [
-    *(depthwise(s, 3, d) for s in ((4, 256, 64, 64), (4, 728, 33, 33), (4, 64, 256, 256)) for d in (1, 2, 6, 12, 18)),
-    depthwise((4, 96, 56, 56), 5),
-    depthwise((4, 96, 56, 56), 7),
-    depthwise((1, 128, 32, 32), 31),
+    *(depthwise(*row, last=last) for last in (False, True) for row in DEPTHWISE),
     *(
         case(f"aspp d{d} 1x512x33x33", (1, 512, 33, 33), 256, 3, d, goals={"fwd": 0.97, "fwdbwd": 0.97})
         for d in (6, 12, 18)

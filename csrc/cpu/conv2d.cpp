@@ -6,6 +6,7 @@
 #include "../common/dispatch.h"
 #include "../common/vendor.h"
 #include "conv2d_depthwise.h"
+#include "conv2d_depthwise_pixels.h"
 #include "conv2d_depthwise_planes.h"
 #include "conv2d_depthwise_weight.h"
 
@@ -16,15 +17,85 @@ VendorConvolution vendor_convolution(const Conv2dParams& p) {
   return {{p.stride_h, p.stride_w}, {p.pad_h, p.pad_w}, {p.dilation_h, p.dilation_w}, {0, 0}, false, p.groups};
 }
 
-// The measurement says: torch's own depthwise forward wins in channels_last while its taps are few and close together.
+// The measurement says: torch's own depthwise forward wins in channels_last for 5x5 and its like.
 bool vendor_wins(const Conv2dParams& p, ScalarType dtype, bool channels_last) {
-  return channels_last && dtype == ScalarType::Float && p.taps() > 1 && p.taps() <= 25 && p.dilation_h <= 2 &&
+  return channels_last && dtype == ScalarType::Float && p.taps() > 9 && p.taps() <= 25 && p.dilation_h <= 2 &&
          p.dilation_w <= 2 && p.multiplier() == 1;
 }
 
 template <typename T>
 const T* data(const Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+// [C, KH, KW] as [KH, KW, C]; `reversed` turns the kernel around.
+template <typename T>
+std::vector<T> taps_first(const T* weight, int64_t channels, int64_t taps, bool reversed) {
+  std::vector<T> to(channels * taps);
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t t = 0; t < taps; ++t) {
+      to[(reversed ? taps - 1 - t : t) * channels + c] = weight[c * taps + t];
+    }
+  }
+  return to;
+}
+
+// channels_last in float32 needs no rows of its own.
+template <typename T, int kLanes>
+constexpr bool kMayRunPixels = kLanes > 1 && std::is_same_v<T, float>;
+
+// `b` may be null.
+template <typename T, int kLanes>
+void depthwise_forward(const Conv2dParams& p, const T* x, const T* w, const T* b, T* to) {
+  using acc_t = accumulate_t<T>;
+  if constexpr (kMayRunPixels<T, kLanes>) {
+    if (DepthwisePixels<T>::fits(p)) {
+      DepthwisePixels<T>{p}.run(x, taps_first(w, p.groups, p.taps(), false).data(), b, to);
+      return;
+    }
+  }
+  const auto kernels = pack_depthwise<kLanes, acc_t>(w, p.groups, p.multiplier(), p.taps());
+  const auto add = b ? pack_depthwise<kLanes, acc_t>(b, p.groups, p.multiplier(), 1) : std::vector<acc_t>();
+  const acc_t* bias = b ? add.data() : nullptr;
+  if (kLanes == 1 && DepthwisePlanes<T>::fits(p)) {
+    DepthwisePlanes<T>{p}.run(x, kernels.data(), bias, to);
+  } else {
+    DepthwiseConvolution<T, kLanes>(p, false).run(x, kernels.data(), bias, to);
+  }
+}
+
+// The input's gradient: of stride 1 it is a convolution with the weights read backwards.
+template <typename T, int kLanes>
+void depthwise_input_gradient(const Conv2dParams& p, const T* g, const T* w, T* to) {
+  using acc_t = accumulate_t<T>;
+  const Conv2dParams back = DepthwisePlanes<T>::transposed(p);
+  if constexpr (kMayRunPixels<T, kLanes>) {
+    if (p.stride_h == 1 && p.stride_w == 1 && DepthwisePixels<T>::fits(back)) {
+      DepthwisePixels<T>{back}.run(g, taps_first(w, p.groups, p.taps(), true).data(), nullptr, to);
+      return;
+    }
+  }
+  auto kernels = pack_depthwise<kLanes, acc_t>(w, p.groups, p.multiplier(), p.taps());
+  if (kLanes == 1 && p.multiplier() == 1 && DepthwisePlanes<T>::fits(back)) {
+    for (int64_t group = 0; group < p.groups; ++group) {
+      std::reverse(kernels.begin() + group * p.taps(), kernels.begin() + (group + 1) * p.taps());
+    }
+    DepthwisePlanes<T>{back}.run(g, kernels.data(), nullptr, to);
+  } else {
+    DepthwiseConvolution<T, kLanes>(p, true).run(g, kernels.data(), nullptr, to);
+  }
+}
+
+// Either of the two gradients may be null.
+template <typename T, int kLanes>
+void depthwise_weight_gradient(const Conv2dParams& p, const T* x, const T* g, T* grad_weight, T* grad_bias) {
+  if constexpr (kMayRunPixels<T, kLanes>) {
+    if (DepthwisePixels<T>::fits(p)) {
+      DepthwisePixels<T>{p}.run_weight(x, g, grad_weight, grad_bias);
+      return;
+    }
+  }
+  DepthwiseWeightGradient<T, kLanes>(p).run(x, g, grad_weight, grad_bias);
 }
 
 // Calls f with the number of channels that stand side by side.
@@ -57,17 +128,8 @@ Tensor conv2d_cpu(const Tensor& input,                // [N, Cin, H, W]
   const Tensor w = torch::stable::contiguous(weight);
   const Tensor b = bias ? torch::stable::contiguous(*bias) : Tensor();
   dispatch_layout(input.scalar_type(), channels_last, [&]<typename T, int kLanes>() {
-    using acc_t = accumulate_t<T>;
-    const auto kernels = pack_depthwise<kLanes, acc_t>(data<T>(w), p.groups, p.multiplier(), p.taps());
-    const auto add =
-        bias ? pack_depthwise<kLanes, acc_t>(data<T>(b), p.groups, p.multiplier(), 1) : std::vector<acc_t>();
-    const acc_t* bias_data = bias ? add.data() : nullptr;
-    T* to = static_cast<T*>(output.mutable_data_ptr());
-    if (kLanes == 1 && DepthwisePlanes<T>::fits(p)) {
-      DepthwisePlanes<T>{p}.run(data<T>(x), kernels.data(), bias_data, to);
-    } else {
-      DepthwiseConvolution<T, kLanes>(p, false).run(data<T>(x), kernels.data(), bias_data, to);
-    }
+    depthwise_forward<T, kLanes>(p, data<T>(x), data<T>(w), bias ? data<T>(b) : nullptr,
+                                 static_cast<T*>(output.mutable_data_ptr()));
   });
   return output;
 }
@@ -95,24 +157,13 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
   Tensor grad_weight = need_weight ? empty_nchw(p.out_channels, 1, p.kernel_h, p.kernel_w, dtype, weight, false) : none;
   Tensor grad_bias = need_bias ? torch::stable::new_empty(input, {p.out_channels}) : none;
   dispatch_layout(dtype, channels_last, [&]<typename T, int kLanes>() {
-    using acc_t = accumulate_t<T>;
     if (need_input) {
-      auto kernels = pack_depthwise<kLanes, acc_t>(data<T>(w), p.groups, p.multiplier(), p.taps());
-      T* to = static_cast<T*>(grad_input.mutable_data_ptr());
-      const Conv2dParams back = DepthwisePlanes<T>::transposed(p);
-      if (kLanes == 1 && p.multiplier() == 1 && DepthwisePlanes<T>::fits(back)) {
-        for (int64_t group = 0; group < p.groups; ++group) {
-          std::reverse(kernels.begin() + group * p.taps(), kernels.begin() + (group + 1) * p.taps());
-        }
-        DepthwisePlanes<T>{back}.run(data<T>(g), kernels.data(), nullptr, to);
-      } else {
-        DepthwiseConvolution<T, kLanes>(p, true).run(data<T>(g), kernels.data(), nullptr, to);
-      }
+      depthwise_input_gradient<T, kLanes>(p, data<T>(g), data<T>(w), static_cast<T*>(grad_input.mutable_data_ptr()));
     }
     if (need_weight || need_bias) {
-      DepthwiseWeightGradient<T, kLanes>(p).run(data<T>(x), data<T>(g),
-                                                need_weight ? static_cast<T*>(grad_weight.mutable_data_ptr()) : nullptr,
-                                                need_bias ? static_cast<T*>(grad_bias.mutable_data_ptr()) : nullptr);
+      depthwise_weight_gradient<T, kLanes>(p, data<T>(x), data<T>(g),
+                                           need_weight ? static_cast<T*>(grad_weight.mutable_data_ptr()) : nullptr,
+                                           need_bias ? static_cast<T*>(grad_bias.mutable_data_ptr()) : nullptr);
     }
   });
   return {grad_input, grad_weight, grad_bias};

@@ -110,7 +110,9 @@ class TestConv2d(OpTest):
         back = conv_transpose2d(y, weight, None, stride, padding, extra, groups, dilation)
         torch.testing.assert_close((output * y).sum(), (x * back).sum())
 
-    @pytest.mark.parametrize("name", ["depthwise", "everything channels_last", "many rows", "dilation 12"])
+    @pytest.mark.parametrize(
+        "name", ["depthwise", "everything channels_last", "7x7 channels_last", "many rows", "dilation 12"]
+    )
     def test_own_paths_do_not_depend_on_threads(self, name):
         results = []
         for threads in (1, 2):
