@@ -127,9 +127,9 @@ __device__ __forceinline__ void load_fragment(uint32_t (&words)[4], const T* sha
 
 // Eight warps of 64 x 32 each. `run` columns of a pixel are consecutive in planes.
 template <typename T, bool kADeep, bool kBDeep, Store kStore>
-__global__ __launch_bounds__(kThreads, 2) void conv_transpose2d_tiles_kernel(Product p, int blocks_m, int blocks_n,
-                                                                             const T* a, const T* b, const T* bias,
-                                                                             void* c, int run) {
+__global__ __launch_bounds__(kThreads) void conv_transpose2d_tiles_kernel(Product p, int blocks_m, int blocks_n,
+                                                                          const T* a, const T* b, const T* bias,
+                                                                          void* c, int run) {
   T* const shared = dynamic_shared<T>();
   __shared__ float add[kTile];
   const int block_n = blockIdx.x % blocks_n;

@@ -24,7 +24,8 @@ SOURCES = [*resources.SOURCES, ROOT / "tests" / "emulation" / "features.cu"]
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_compiles_without_new_spills(source):
     found = built(source) or compiled(source)
-    assert {one.architecture for one in found} == ALL
+    # A source that only registers host functions, as conv_transpose1d's, has no kernel.
+    assert not found or {one.architecture for one in found} == ALL
     for one in found:
         print(
             f"{one.architecture:<7}{' '.join(f'{what} {getattr(one, what):>5}' for what in resources.PATTERNS)}  {one.kernel}"
