@@ -17,10 +17,13 @@ VendorConvolution vendor_convolution(const Conv2dParams& p) {
   return {{p.stride_h, p.stride_w}, {p.pad_h, p.pad_w}, {p.dilation_h, p.dilation_w}, {0, 0}, false, p.groups};
 }
 
-// The measurement says: torch's own depthwise forward wins in channels_last for 5x5 and its like.
+// The measurement says: torch's own depthwise forward wins in channels_last for 5x5 and its like. Only where windows
+// are as usual: where one lies in the padding whole, or is larger than the map, torch 2.13's ends the process.
 bool vendor_wins(const Conv2dParams& p, ScalarType dtype, bool channels_last) {
+  const int64_t reach_h = p.dilation_h * (p.kernel_h - 1), reach_w = p.dilation_w * (p.kernel_w - 1);
   return channels_last && dtype == ScalarType::Float && p.taps() > 9 && p.taps() <= 25 && p.dilation_h <= 2 &&
-         p.dilation_w <= 2 && p.multiplier() == 1;
+         p.dilation_w <= 2 && p.multiplier() == 1 && 2 * p.pad_h <= reach_h && 2 * p.pad_w <= reach_w &&
+         p.in_h > reach_h && p.in_w > reach_w;
 }
 
 template <typename T>
