@@ -4,52 +4,17 @@
 
 #include <vector>
 
-#include "../common/check.h"
 #include "../common/dispatch.h"
+#include "../common/multi_dilation_conv2d.h"
 #include "shifted_products.h"
 
 namespace segkernels {
 namespace {
 
-struct Rate {
-  int64_t weight;  // its place in the list
-  int64_t kernel_h, kernel_w, dilation;
-
-  int64_t taps() const {
-    return kernel_h * kernel_w;
-  }
-  // `sign` -1 for the gradient of the input.
-  Tap tap(int64_t t, int64_t sign, int64_t channel) const {
-    return {sign * dilation * (t / kernel_w - kernel_h / 2), sign * dilation * (t % kernel_w - kernel_w / 2), channel};
-  }
-};
-
-struct MultiDilationParams {
-  int64_t batch, in_channels, height, width;
-  int64_t out_channels;  // of one rate
-  std::vector<Rate> rates;
-};
-
-MultiDilationParams multi_dilation_params(const char* op, const Tensor& input, const std::vector<Tensor>& weights,
-                                          const std::vector<int64_t>& dilations) {
-  check_dim(input, 4, op, "input");
-  STD_TORCH_CHECK(!dilations.empty() && (weights.size() == dilations.size() || weights.size() == 1), op,
-                  ": expected one weight, or one for each of ", dilations.size(), " dilations, got ", weights.size());
-  for (const Tensor& weight : weights) {
-    check_dim(weight, 4, op, "weights");
-    check_same_dtype(input, weight, op, "input", "weights");
-    STD_TORCH_CHECK(weight.size(0) == weights[0].size(0) && weight.size(1) == input.size(1) &&
-                        weight.size(2) % 2 == 1 && weight.size(3) % 2 == 1,
-                    op, ": expected weights [", weights[0].size(0), ", ", input.size(1),
-                    ", KH, KW] of odd kernel sizes, got shape ", shape_string(weight));
-  }
-  MultiDilationParams p{input.size(0), input.size(1), input.size(2), input.size(3), weights[0].size(0), {}};
-  for (size_t r = 0; r < dilations.size(); ++r) {
-    STD_TORCH_CHECK(dilations[r] > 0, op, ": expected positive dilations, got ", dilations[r]);
-    const int64_t weight = weights.size() == 1 ? 0 : static_cast<int64_t>(r);
-    p.rates.push_back({weight, weights[weight].size(2), weights[weight].size(3), dilations[r]});
-  }
-  return p;
+// `sign` -1 for the gradient of the input.
+Tap tap_of(const Rate& rate, int64_t t, int64_t sign, int64_t channel) {
+  return {sign * rate.dilation * (t / rate.kernel_w - rate.kernel_h / 2),
+          sign * rate.dilation * (t % rate.kernel_w - rate.kernel_w / 2), channel};
 }
 
 template <typename T>
@@ -95,7 +60,7 @@ Tensor multi_dilation_conv2d_cpu(const Tensor& input,                 // [N, C, 
       std::vector<Tap> shifts;
       std::vector<const acc_t*> operands;
       for (int64_t t = 0; t < taps; ++t) {
-        shifts.push_back(rate.tap(t, 1, 0));
+        shifts.push_back(tap_of(rate, t, 1, 0));
         operands.push_back(packed.get() + t * size);
       }
       shifted_products(map_of<T>(x, channels_last), p.in_channels, shifts, operands,
@@ -159,7 +124,7 @@ std::vector<Tensor> multi_dilation_conv2d_backward_cpu(const Tensor& grad_output
       std::vector<const acc_t*> operands;
       for (int64_t r = 0; r < rates; ++r) {
         for (int64_t t = 0; t < p.rates[r].taps(); ++t) {
-          shifts.push_back(p.rates[r].tap(t, -1, r * p.out_channels));
+          shifts.push_back(tap_of(p.rates[r], t, -1, r * p.out_channels));
           operands.push_back(packed[p.rates[r].weight].get() + t * size);
         }
       }
@@ -174,7 +139,7 @@ std::vector<Tensor> multi_dilation_conv2d_backward_cpu(const Tensor& grad_output
       for (int64_t r = 0; r < rates; ++r) {
         for (int64_t t = 0; p.rates[r].weight == static_cast<int64_t>(i) && t < taps; ++t) {
           add_shifted_outer_product(upstream, r * p.out_channels, p.out_channels, map_of<T>(x, channels_last), p.batch,
-                                    p.rates[r].tap(t, 1, 0), sums.get() + t * size);
+                                    tap_of(p.rates[r], t, 1, 0), sums.get() + t * size);
         }
       }
       T* to = static_cast<T*>(grads[i + 1].mutable_data_ptr());

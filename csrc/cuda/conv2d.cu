@@ -152,6 +152,10 @@ __global__ void __launch_bounds__(kThreads, kVec == 1 ? 1 : 2)
 #pragma unroll
     for (int s = 0; s < kStrip; ++s) {
       if (x + s * strips.step < p.columns.dest) {
+#pragma unroll
+        for (int v = 0; v < kVec; ++v) {
+          sums[s][v] = p.activated(sums[s][v]);
+        }
         store_channels(to + (x + s * strips.step) * p.dest_channels, sums[s]);
       }
     }
@@ -234,7 +238,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
     for (int s = 0; s < kStrip; ++s) {
       if (y + s * strips.step < p.rows.dest) {
-        to[static_cast<int64_t>(y + s * strips.step) * p.columns.dest] = static_cast<scalar_t>(sums[s][0]);
+        to[static_cast<int64_t>(y + s * strips.step) * p.columns.dest] = static_cast<scalar_t>(p.activated(sums[s][0]));
       }
     }
   }

@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(kThreads, kTaps == 3 ? 2 : 1)
 #pragma unroll 1
   for (int slice = 1; slice < static_cast<int>(blockDim.z); ++slice) {
     __syncthreads();
-    if (threadIdx.z == slice) {
+    if (static_cast<int>(threadIdx.z) == slice) {
 #pragma unroll
       for (int t = 0; t < kTaps; ++t) {
 #pragma unroll
@@ -239,7 +239,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     block_sums(totals);
 #pragma unroll
     for (int t = 0; t < kTaps; ++t) {
-      if (threadIdx.x == t && (bias ? t == 0 : i + t < p.rows.kernel)) {
+      if (static_cast<int>(threadIdx.x) == t && (bias ? t == 0 : i + t < p.rows.kernel)) {
         const int64_t tap = bias ? p.taps() : (i + t) * p.columns.kernel + j;
         partial[(part * (p.taps() + 1) + tap) * p.dest_channels + c] = static_cast<T>(totals[t]);
       }
@@ -367,27 +367,13 @@ void weight_gradient(const Conv2dParams& params, const Tensor& input, const Tens
   });
 }
 
-// Gradients that are not asked for come back empty.
-std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cuda(const Tensor& grad_output,  // [N, Cout, OH, OW]
-                                                        const Tensor& input,        // [N, Cin, H, W]
-                                                        const Tensor& weight,       // [Cout, Cin / groups, KH, KW]
-                                                        IntList stride, IntList padding, IntList dilation,
-                                                        int64_t groups, bool need_input, bool need_weight,
-                                                        bool need_bias) {
-  const Conv2dParams p = conv2d_params("conv2d_backward", input, weight, stride, padding, dilation, groups);
-  check_dim(grad_output, 4, "conv2d_backward", "grad_output");
-  STD_TORCH_CHECK(grad_output.size(0) == p.batch && grad_output.size(1) == p.out_channels &&
-                      grad_output.size(2) == p.out_h && grad_output.size(3) == p.out_w,
-                  "conv2d_backward: expected grad_output [", p.batch, ", ", p.out_channels, ", ", p.out_h, ", ",
-                  p.out_w, "], got shape ", shape_string(grad_output));
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> depthwise_backward(const Conv2dParams& p, const Tensor& grad_output,
+                                                      const Tensor& input, const Tensor& weight, bool need_input,
+                                                      bool need_weight, bool need_bias) {
   const Tensor none = torch::stable::new_empty(input, {0});
   const bool channels_last = is_channels_last(input);
-  if (!p.depthwise() || grad_output.numel() == 0 || input.numel() == 0) {
-    const VendorConvolution vendor{stride, padding, dilation, {0, 0}, false, groups};
-    const auto grads = vendor.backward(grad_output, input, weight, {need_input, need_weight, need_bias});
-    return {grads[0] ? to_dense(*grads[0], channels_last) : none, grads[1] ? to_dense(*grads[1], false) : none,
-            grads[2].value_or(none)};
-  }
   const Tensor g = to_dense(grad_output, channels_last);
   const Tensor x = to_dense(input, channels_last);
   const ScalarType dtype = input.scalar_type();
@@ -403,6 +389,31 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cuda(const Tensor& grad_outpu
     weight_gradient(p, x, g, need_weight ? &grad_weight : nullptr, need_bias ? &grad_bias : nullptr, channels_last);
   }
   return {grad_input, grad_weight, grad_bias};
+}
+
+namespace {
+
+// Gradients that are not asked for come back empty.
+std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cuda(const Tensor& grad_output,  // [N, Cout, OH, OW]
+                                                        const Tensor& input,        // [N, Cin, H, W]
+                                                        const Tensor& weight,       // [Cout, Cin / groups, KH, KW]
+                                                        IntList stride, IntList padding, IntList dilation,
+                                                        int64_t groups, bool need_input, bool need_weight,
+                                                        bool need_bias) {
+  const Conv2dParams p = conv2d_params("conv2d_backward", input, weight, stride, padding, dilation, groups);
+  check_dim(grad_output, 4, "conv2d_backward", "grad_output");
+  STD_TORCH_CHECK(grad_output.size(0) == p.batch && grad_output.size(1) == p.out_channels &&
+                      grad_output.size(2) == p.out_h && grad_output.size(3) == p.out_w,
+                  "conv2d_backward: expected grad_output [", p.batch, ", ", p.out_channels, ", ", p.out_h, ", ",
+                  p.out_w, "], got shape ", shape_string(grad_output));
+  if (p.depthwise() && grad_output.numel() > 0 && input.numel() > 0) {
+    return depthwise_backward(p, grad_output, input, weight, need_input, need_weight, need_bias);
+  }
+  const Tensor none = torch::stable::new_empty(input, {0});
+  const VendorConvolution vendor{stride, padding, dilation, {0, 0}, false, groups};
+  const auto grads = vendor.backward(grad_output, input, weight, {need_input, need_weight, need_bias});
+  return {grads[0] ? to_dense(*grads[0], is_channels_last(input)) : none, grads[1] ? to_dense(*grads[1], false) : none,
+          grads[2].value_or(none)};
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <optional>
+#include <tuple>
 
 #include "../common/conv2d.h"
 #include "../common/convolution_axis.h"
@@ -55,12 +56,17 @@ struct DepthwisePlan {
   int multiplier;  // results of a source channel; one of the two is 1
   // Where tap (i, j) of a channel stands: the gradient of stride 1 is a convolution with the weights read backwards.
   int weight_origin, weight_row, weight_column;
+  bool relu;  // of the results; NaN stays
 
   __device__ __forceinline__ int64_t source_channel(int64_t dest_channel, int q) const {
     return multiplier == 1 ? dest_channel * sources + q : dest_channel / multiplier;
   }
   __device__ __forceinline__ int weight_place(int i, int j) const {
     return weight_origin + i * weight_row + j * weight_column;
+  }
+  template <typename T>
+  __device__ __forceinline__ T activated(T value) const {
+    return relu && value < T(0) ? T(0) : value;
   }
   __host__ __device__ int taps() const {
     return rows.kernel * columns.kernel;
@@ -198,5 +204,10 @@ void dispatch_taps(int kernel, const F& f) {
 // Runs the plan; `bias` may be null. Both maps are dense in the same layout, the weight [.., 1, KH, KW] is contiguous.
 void run_depthwise(const DepthwisePlan& plan, const Tensor& source, const Tensor& weight, const Tensor* bias,
                    Tensor& dest, bool channels_last);
+
+// The gradients of input, weight and bias of a depthwise convolution; those that are not asked for come back empty.
+std::tuple<Tensor, Tensor, Tensor> depthwise_backward(const Conv2dParams& p, const Tensor& grad_output,
+                                                      const Tensor& input, const Tensor& weight, bool need_input,
+                                                      bool need_weight, bool need_bias);
 
 }  // namespace segkernels
