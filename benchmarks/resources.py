@@ -98,7 +98,7 @@ def nvcc_command(source: Path, target: Path, architectures: Sequence[int] = ARCH
 
     command = [find_nvcc() or "nvcc", "-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xptxas", "-v", "-DUSE_CUDA"]
     command += [f"-DTORCH_TARGET_VERSION={TORCH_FLOOR}", "-DTORCH_STABLE_ONLY", "--threads", "2"]
-    command += [flag for a in architectures for flag in ("-gencode", f"arch=compute_{a},code=sm_{a}")]
+    command += [flag for a in architectures for flag in ("-gencode", f"arch=compute_{min(architectures)},code=sm_{a}")]
     command += [flag for path in include_paths() for flag in ("-isystem", path)]
     return [*command, "-MD", "-MF", str(target.with_suffix(".d")), "-c", str(source), "-o", str(target)]
 

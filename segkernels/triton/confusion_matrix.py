@@ -7,9 +7,10 @@ import torch
 import triton
 import triton.language as tl
 
-from segkernels.triton._resample import acc_type, bilinear_scale, bilinear_tap, place
+from segkernels.triton._resample import acc_type, bilinear_mode, bilinear_scale, place, taps
 
 BLOCK = 1024
+LOGITS_BLOCK = 512  # four pointers a pixel: twice as many spill
 MOST_BINS = 1024  # of a histogram
 
 
@@ -60,11 +61,11 @@ def confusion_labels_kernel(
 
 @triton.jit
 def confusion_logits_kernel(
-    logits_ptr, target_ptr, matrix_ptr, invalid_ptr, total, classes, in_h, in_w, out_h, out_w, scale_h_bits, scale_w_bits,
+    logits_ptr, target_ptr, matrix_ptr, invalid_ptr, places_ptr, weights_ptr, total, classes, in_h, in_w, out_h, out_w,
     ignore_index, HAS_IGNORE: tl.constexpr, UPSAMPLE: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACC: tl.constexpr,
     BINS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The class of the largest logit, upsampled on the way: the first one, and NaN is the largest."""
+    """The class of the largest logit, UPSAMPLE: by the tables of taps_kernel; the first one, and NaN is the largest."""
     offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = offset < total
     rows = label_bins(tl.load(target_ptr + offset, mask=inside, other=0), classes, ignore_index, HAS_IGNORE)
@@ -72,24 +73,34 @@ def confusion_logits_kernel(
     x = offset - row * out_w
     n = row // out_h
     y = row - n * out_h
-    top, bottom, wy = bilinear_tap(y, in_h, out_h, scale_h_bits, False, ACC)
-    left, right, wx = bilinear_tap(x, in_w, out_w, scale_w_bits, False, ACC)
     step = 1 if CHANNELS_LAST else in_h * in_w
     first = tl.zeros_like(n)
-    top_left = logits_ptr + place(n, first, top, left, classes, in_h, in_w, CHANNELS_LAST)
-    top_right = logits_ptr + place(n, first, top, right, classes, in_h, in_w, CHANNELS_LAST)
-    low_left = logits_ptr + place(n, first, bottom, left, classes, in_h, in_w, CHANNELS_LAST)
-    low_right = logits_ptr + place(n, first, bottom, right, classes, in_h, in_w, CHANNELS_LAST)
+    if UPSAMPLE:
+        columns_ptr = places_ptr + 2 * out_h + in_h + 2
+        left = tl.load(columns_ptr + x, mask=inside, other=0)
+        right = tl.load(columns_ptr + out_w + x, mask=inside, other=0)
+        top = tl.load(places_ptr + y, mask=inside, other=0)
+        bottom = tl.load(places_ptr + out_h + y, mask=inside, other=0)
+        left_weight = tl.load(weights_ptr + 2 * out_h + x, mask=inside, other=0)
+        right_weight = tl.load(weights_ptr + 2 * out_h + out_w + x, mask=inside, other=0)
+        top_weight = tl.load(weights_ptr + y, mask=inside, other=0)
+        bottom_weight = tl.load(weights_ptr + out_h + y, mask=inside, other=0)
+        top_left = logits_ptr + place(n, first, top, left, classes, in_h, in_w, CHANNELS_LAST)
+        top_right = logits_ptr + place(n, first, top, right, classes, in_h, in_w, CHANNELS_LAST)
+        low_left = logits_ptr + place(n, first, bottom, left, classes, in_h, in_w, CHANNELS_LAST)
+        low_right = logits_ptr + place(n, first, bottom, right, classes, in_h, in_w, CHANNELS_LAST)
+    else:
+        top_left = logits_ptr + place(n, first, y, x, classes, in_h, in_w, CHANNELS_LAST)
     best = tl.full((BLOCK,), float("-inf"), dtype=ACC)
     columns = tl.zeros((BLOCK,), dtype=tl.int64)
     for k in range(classes):
         at = first + k * step
         value = tl.load(top_left + at, mask=inside, other=0.0).to(ACC)
         if UPSAMPLE:
-            upper = value * (1 - wx) + tl.load(top_right + at, mask=inside, other=0.0).to(ACC) * wx
-            lower = tl.load(low_left + at, mask=inside, other=0.0).to(ACC) * (1 - wx)
-            lower += tl.load(low_right + at, mask=inside, other=0.0).to(ACC) * wx
-            value = upper * (1 - wy) + lower * wy
+            upper = value * left_weight + tl.load(top_right + at, mask=inside, other=0.0).to(ACC) * right_weight
+            lower = tl.load(low_left + at, mask=inside, other=0.0).to(ACC) * left_weight
+            lower += tl.load(low_right + at, mask=inside, other=0.0).to(ACC) * right_weight
+            value = upper * top_weight + lower * bottom_weight
         take = (value > best) | ((value != value) & (best == best))
         best = tl.where(take, value, best)
         columns = tl.where(take, k, columns)
@@ -107,14 +118,13 @@ def confusion_matrix(prediction, target, num_classes, ignore_index):
     if total == 0:
         return matrix, invalid
     bins = triton.next_power_of_2((num_classes + 2) ** 2)
-    constants = {"HAS_IGNORE": ignore_index is not None, "BINS": bins if bins <= MOST_BINS else 0, "BLOCK": BLOCK}
+    constants = {"HAS_IGNORE": ignore_index is not None, "BINS": bins if bins <= MOST_BINS else 0}
     ignored = 0 if ignore_index is None else ignore_index
-    grid = (triton.cdiv(total, BLOCK),)
     if not prediction.is_floating_point():
         # An ignored class still counts where it is predicted; a label outside [0, C) has no column.
-        confusion_labels_kernel[grid](
+        confusion_labels_kernel[(triton.cdiv(total, BLOCK),)](
             _labels(prediction), _labels(target), matrix, invalid, total, num_classes, ignored,
-            PREDICTS_IGNORED=0 <= ignored < num_classes, **constants,
+            PREDICTS_IGNORED=0 <= ignored < num_classes, BLOCK=BLOCK, **constants,
         )  # fmt: skip
         return matrix, invalid
     upsampled = prediction.shape[2:] != target.shape[1:]
@@ -123,11 +133,13 @@ def confusion_matrix(prediction, target, num_classes, ignore_index):
     images, pixels = target.shape[0], total // target.shape[0]
     in_size, out_size = (values.shape[2:], target.shape[1:]) if upsampled else ((1, pixels), (1, pixels))
     compute, acc = acc_type(values.dtype)
-    _, bits_h = bilinear_scale(in_size[0], out_size[0], False, None, compute)
-    _, bits_w = bilinear_scale(in_size[1], out_size[1], False, None, compute)
-    confusion_logits_kernel[grid](
-        values, _labels(target), matrix, invalid, images * pixels, num_classes, *in_size, *out_size, bits_h, bits_w, ignored,
-        UPSAMPLE=upsampled, CHANNELS_LAST=last, ACC=acc, **constants,
+    tables = (matrix, matrix)  # not read where sizes are equal
+    if upsampled:
+        bits = [bilinear_scale(i, o, False, None, compute)[1] for i, o in zip(in_size, out_size)]
+        tables = taps(bilinear_mode(False), in_size, out_size, bits, acc, False, values.device)
+    confusion_logits_kernel[(triton.cdiv(total, LOGITS_BLOCK),)](
+        values, _labels(target), matrix, invalid, *tables, images * pixels, num_classes, *in_size, *out_size, ignored,
+        UPSAMPLE=upsampled, CHANNELS_LAST=last, ACC=acc, BLOCK=LOGITS_BLOCK, **constants,
     )  # fmt: skip
     return matrix, invalid
 
@@ -141,9 +153,11 @@ def compile_cases():
             "target_ptr": "*i64",
             "matrix_ptr": "*i64",
             "invalid_ptr": "*i64",
+            "places_ptr": "*i32",
+            "weights_ptr": "*fp64" if value == "*fp64" else "*fp32",
         }
-        types |= {"scale_h_bits": "i64", "scale_w_bits": "i64"}
-        constants = {"HAS_IGNORE": flag, "BINS": 1024 if flag else 0, "BLOCK": BLOCK}
-        yield confusion_labels_kernel, types, constants | {"PREDICTS_IGNORED": not flag}
+        constants = {"HAS_IGNORE": flag, "BINS": 1024 if flag else 0}
+        yield confusion_labels_kernel, types, constants | {"PREDICTS_IGNORED": not flag, "BLOCK": BLOCK}
         acc = tl.float64 if value == "*fp64" else tl.float32
-        yield confusion_logits_kernel, types, constants | {"UPSAMPLE": flag, "CHANNELS_LAST": not flag, "ACC": acc}
+        sampling = {"UPSAMPLE": flag, "CHANNELS_LAST": not flag, "ACC": acc, "BLOCK": LOGITS_BLOCK}
+        yield confusion_logits_kernel, types, constants | sampling
