@@ -16,11 +16,11 @@ from segkernels.metrics import ConfusionMatrix
 from segkernels.models import unet
 
 NUCLEI = os.environ.get("SEGKERNELS_NUCLEI")
-TRAINING, EPOCHS, BATCH, CROP = 36, 30, 6, 128
+TRAINING, EPOCHS, BATCH, CROP = 36, 36, 6, 128
 
 
 def eager(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    p, t = torch.sigmoid(logits), target.float()
+    p, t = torch.sigmoid(logits), target.to(logits.dtype)
     dice = 1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1)
     return dice + F.binary_cross_entropy_with_logits(logits, t)
 
@@ -48,20 +48,23 @@ def augmented(images: torch.Tensor, masks: torch.Tensor, chance: torch.Generator
 
 
 def train(loss_function) -> tuple[torch.Tensor, float]:
-    """The mean loss of every epoch, and the IoU of the nuclei in the images that training did not see."""
+    """The mean loss of every epoch, and the IoU of the nuclei in the images that training did not see.
+
+    In float64: training multiplies a difference of one rounding by about 1e5 in that many steps, in float32 up to 3.5%.
+    """
     images, masks = nuclei()
     torch.manual_seed(0)
     chance = torch.Generator().manual_seed(0)
-    model = unet(in_channels=1, width=8)
+    model = unet(in_channels=1, width=8).double()
     steps = EPOCHS * (TRAINING // BATCH)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=steps)
     curve = []
     for _ in range(EPOCHS):
         losses = []
         for batch in torch.randperm(TRAINING, generator=chance).split(BATCH):
             values, labels = augmented(images[batch], masks[batch], chance)
-            loss = loss_function(model(values)["out"], labels)
+            loss = loss_function(model(values.double())["out"], labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -72,7 +75,7 @@ def train(loss_function) -> tuple[torch.Tensor, float]:
     metric = ConfusionMatrix(2)
     with torch.no_grad():
         for image, mask in zip(images[TRAINING:], masks[TRAINING:]):
-            metric.update(model(image[None])["out"][:, 0] > 0, mask)
+            metric.update(model(image[None].double())["out"][:, 0] > 0, mask)
     return torch.tensor(curve), metric.iou()[1].item()
 
 
