@@ -31,6 +31,7 @@ def positions(offsets, image, kernel, stride, padding=(0, 0), dilation=(1, 1)):
 
 class TestMaxPool2d(OpTest):
     op = "max_pool2d"
+    not_interpreted = ("more than 256 positions", "large overlapping channels_last")
     function = staticmethod(max_pool2d)
     oracle = staticmethod(F.max_pool2d)
     gradcheck_samples = ("3x3 stride 2", "2x2", "dilated", "unbatched")
