@@ -311,9 +311,9 @@ __global__ void __launch_bounds__(kThreads)
 // A pixel a thread: slopes, through the softmax.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 1) lovasz_bwd_kernel(LovaszParams p, const T* grad_output,  // [groups]
-                                                              Logits input, bool channels_last,
-                                                              const T* slopes,  // [N, C, H, W]
-                                                              Logits output) {
+                                                                 Logits input, bool channels_last,
+                                                                 const T* slopes,  // [N, C, H, W]
+                                                                 Logits output) {
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < p.batch * p.pixels;
        i += int64_t{gridDim.x} * kThreads) {
     const PixelPlace place(p, i, channels_last);
