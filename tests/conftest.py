@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from emulation.build_emulated import build, library_path
-from op_test import OpTest, available_tiers
+from op_test import INTERPRETED, OpTest, available_tiers
 
 from segkernels._register import load_emulated
 
@@ -32,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--tier"):
         items[:] = [item for item in items if "tier" in getattr(item, "fixturenames", ())]
-    if os.environ.get("TRITON_INTERPRET") == "1":
+    if INTERPRETED:
         # It runs one program after the other: twice the same bits prove nothing.
         items[:] = [item for item in items if getattr(item, "originalname", "") != "test_deterministic"]
     # First what takes minutes in one piece: at the end one core would wait for it.
@@ -57,7 +57,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("tier", pairs, ids=["-".join(pair) for pair in pairs])
     if "dtype" in names:
         dtypes = cls.dtypes
-        if os.environ.get("TRITON_INTERPRET") == "1":
+        if INTERPRETED:
             # A minute an op otherwise; the kernels are compiled for every dtype, and a GPU runs them in every dtype.
             dtypes = tuple(dtype for dtype in dtypes if dtype not in (torch.float64, torch.float16)) or dtypes
         metafunc.parametrize("dtype", dtypes, ids=[str(d).removeprefix("torch.") for d in dtypes])

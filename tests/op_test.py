@@ -19,6 +19,9 @@ import torch
 import segkernels
 from segkernels._register import DEVICES, TIERS
 
+#: The kernels of Triton run on the CPU, one program after the other, at ten milliseconds a call.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
 #: Orders of threads and blocks in the emulation of CUDA (csrc/emulation); 0 is index order.
 EMULATION_SEEDS = (0, 1, 2, 3)
 
@@ -143,7 +146,7 @@ class OpTest:
     # -- plumbing ---------------------------------------------------------------------------------------------------------
 
     def sample(self, name: str, device: str, dtype: torch.dtype) -> Sample:
-        if name in self.not_interpreted and os.environ.get("TRITON_INTERPRET") == "1":
+        if name in self.not_interpreted and INTERPRETED:
             pytest.skip("other samples take the same paths")
         torch.manual_seed(sum(map(ord, name)))
         return next(s for s in self.samples(device, dtype) if s.name == name)

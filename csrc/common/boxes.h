@@ -15,7 +15,7 @@ namespace segkernels {
 
 // float64 boxes stay, narrower ones become float32: coordinates are never computed in half precision.
 inline ScalarType coordinate_type(const Tensor& boxes) {
-  return boxes.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  return compute_type(boxes.scalar_type());
 }
 
 inline Tensor to_coordinates(const Tensor& boxes, ScalarType dtype) {
@@ -26,11 +26,6 @@ inline Tensor to_coordinates(const Tensor& boxes, ScalarType dtype) {
 inline void check_boxes(const Tensor& boxes, const char* op, const char* argument) {
   STD_TORCH_CHECK(boxes.dim() >= 2 && boxes.size(boxes.dim() - 1) == 4, op, ": expected ", argument,
                   " of shape [N, 4], got ", shape_string(boxes));
-}
-
-template <typename F>
-void dispatch_coordinates(ScalarType dtype, F&& f) {
-  dtype == ScalarType::Double ? f.template operator()<double>() : f.template operator()<float>();
 }
 
 // Never fused with a sum, which would round overlaps and corners otherwise than torchvision does. C++ sources switch

@@ -32,6 +32,29 @@ struct Conv2dParams {
   }
 };
 
+// What every convolution's geometry takes over from its arguments, but for the channels.
+template <typename Params>
+void set_window(Params& p, const Tensor& input, const Tensor& weight, const IntList& stride, const IntList& padding,
+                const IntList& dilation) {
+  p.batch = input.size(0);
+  p.in_h = input.size(2);
+  p.in_w = input.size(3);
+  p.kernel_h = weight.size(2);
+  p.kernel_w = weight.size(3);
+  p.stride_h = stride[0];
+  p.stride_w = stride[1];
+  p.pad_h = padding[0];
+  p.pad_w = padding[1];
+  p.dilation_h = dilation[0];
+  p.dilation_w = dilation[1];
+}
+
+template <typename Params>
+void set_convolved_size(Params& p) {
+  p.out_h = (p.in_h + 2 * p.pad_h - p.dilation_h * (p.kernel_h - 1) - 1) / p.stride_h + 1;
+  p.out_w = (p.in_w + 2 * p.pad_w - p.dilation_w * (p.kernel_w - 1) - 1) / p.stride_w + 1;
+}
+
 inline Conv2dParams conv2d_params(const char* op, const Tensor& input, const Tensor& weight, const IntList& stride,
                                   const IntList& padding, const IntList& dilation, int64_t groups) {
   check_dim(input, 4, op, "input");
@@ -41,22 +64,11 @@ inline Conv2dParams conv2d_params(const char* op, const Tensor& input, const Ten
                   ": expected input with ", weight.size(1) * groups, " channels (weight ", shape_string(weight),
                   ", groups ", groups, "), got shape ", shape_string(input));
   Conv2dParams p{};
-  p.batch = input.size(0);
+  set_window(p, input, weight, stride, padding, dilation);
+  set_convolved_size(p);
   p.in_channels = input.size(1);
-  p.in_h = input.size(2);
-  p.in_w = input.size(3);
   p.out_channels = weight.size(0);
-  p.kernel_h = weight.size(2);
-  p.kernel_w = weight.size(3);
-  p.stride_h = stride[0];
-  p.stride_w = stride[1];
-  p.pad_h = padding[0];
-  p.pad_w = padding[1];
-  p.dilation_h = dilation[0];
-  p.dilation_w = dilation[1];
   p.groups = groups;
-  p.out_h = (p.in_h + 2 * p.pad_h - p.dilation_h * (p.kernel_h - 1) - 1) / p.stride_h + 1;
-  p.out_w = (p.in_w + 2 * p.pad_w - p.dilation_w * (p.kernel_w - 1) - 1) / p.stride_w + 1;
   STD_TORCH_CHECK(
       p.in_h + 2 * p.pad_h > p.dilation_h * (p.kernel_h - 1) && p.in_w + 2 * p.pad_w > p.dilation_w * (p.kernel_w - 1),
       op, ": expected a padded input of at least the kernel's size, got input ", shape_string(input), " and weight ",

@@ -2,14 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
+#include <tuple>
 #include <vector>
 
-#include "check.h"
+#include "conv2d.h"
 #include "vendor.h"
 
 namespace segkernels {
-
-using IntList = std::vector<int64_t>;
 
 struct ConvTranspose2dParams {
   int64_t batch;
@@ -62,21 +62,11 @@ inline ConvTranspose2dParams conv_transpose2d_params(const char* op, const Tenso
                   ": expected input with ", weight.size(0), " channels (weight ", shape_string(weight), ", groups ",
                   groups, "), got shape ", shape_string(input));
   ConvTranspose2dParams p{};
-  p.batch = input.size(0);
+  set_window(p, input, weight, stride, padding, dilation);
   p.in_channels = input.size(1);
-  p.in_h = input.size(2);
-  p.in_w = input.size(3);
   p.out_channels = weight.size(1) * groups;
-  p.kernel_h = weight.size(2);
-  p.kernel_w = weight.size(3);
-  p.stride_h = stride[0];
-  p.stride_w = stride[1];
-  p.pad_h = padding[0];
-  p.pad_w = padding[1];
   p.output_pad_h = output_padding[0];
   p.output_pad_w = output_padding[1];
-  p.dilation_h = dilation[0];
-  p.dilation_w = dilation[1];
   p.groups = groups;
   p.out_h = (p.in_h - 1) * p.stride_h - 2 * p.pad_h + p.dilation_h * (p.kernel_h - 1) + p.output_pad_h + 1;
   p.out_w = (p.in_w - 1) * p.stride_w - 2 * p.pad_w + p.dilation_w * (p.kernel_w - 1) + p.output_pad_w + 1;
@@ -84,5 +74,20 @@ inline ConvTranspose2dParams conv_transpose2d_params(const char* op, const Tenso
                   shape_string(input), " is too small");
   return p;
 }
+
+// The types of a device's host functions, which conv_transpose1d calls with a height of 1.
+using ConvTranspose2d = Tensor(const Tensor& input,                // [N, Cin, H, W]
+                               const Tensor& weight,               // [Cin, Cout / groups, KH, KW]
+                               const std::optional<Tensor>& bias,  // [Cout]
+                               IntList stride, IntList padding, IntList output_padding, int64_t groups,
+                               IntList dilation);
+
+// Gradients that are not asked for come back empty.
+using ConvTranspose2dBackward =
+    std::tuple<Tensor, Tensor, Tensor>(const Tensor& grad_output,  // [N, Cout, OH, OW]
+                                       const Tensor& input,        // [N, Cin, H, W]
+                                       const Tensor& weight,       // [Cin, Cout / groups, KH, KW]
+                                       IntList stride, IntList padding, IntList output_padding, int64_t groups,
+                                       IntList dilation, bool need_input, bool need_weight, bool need_bias);
 
 }  // namespace segkernels

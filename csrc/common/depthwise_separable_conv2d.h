@@ -5,11 +5,9 @@
 #include <optional>
 #include <vector>
 
-#include "check.h"
+#include "conv2d.h"
 
 namespace segkernels {
-
-using IntList = std::vector<int64_t>;
 
 struct SeparableParams {
   int64_t batch;
@@ -46,20 +44,11 @@ inline SeparableParams separable_params(const char* op, const Tensor& input, con
   check_same_dtype(input, depthwise_weight, op, "input", "depthwise_weight");
   check_same_dtype(input, pointwise_weight, op, "input", "pointwise_weight");
   SeparableParams p{};
-  p.batch = input.size(0);
+  set_window(p, input, depthwise_weight, stride, padding, dilation);
+  set_convolved_size(p);
   p.channels = input.size(1);
-  p.in_h = input.size(2);
-  p.in_w = input.size(3);
   p.hidden = depthwise_weight.size(0);
   p.out_channels = pointwise_weight.size(0);
-  p.kernel_h = depthwise_weight.size(2);
-  p.kernel_w = depthwise_weight.size(3);
-  p.stride_h = stride[0];
-  p.stride_w = stride[1];
-  p.pad_h = padding[0];
-  p.pad_w = padding[1];
-  p.dilation_h = dilation[0];
-  p.dilation_w = dilation[1];
   p.relu = relu;
   STD_TORCH_CHECK(p.channels > 0 && p.hidden > 0 && p.hidden % p.channels == 0 && depthwise_weight.size(1) == 1, op,
                   ": expected depthwise_weight [C * M, 1, KH, KW] with C = ", p.channels, ", got shape ",
@@ -67,8 +56,6 @@ inline SeparableParams separable_params(const char* op, const Tensor& input, con
   STD_TORCH_CHECK(
       pointwise_weight.size(1) == p.hidden && pointwise_weight.size(2) == 1 && pointwise_weight.size(3) == 1, op,
       ": expected pointwise_weight [O, ", p.hidden, ", 1, 1], got shape ", shape_string(pointwise_weight));
-  p.out_h = (p.in_h + 2 * p.pad_h - p.dilation_h * (p.kernel_h - 1) - 1) / p.stride_h + 1;
-  p.out_w = (p.in_w + 2 * p.pad_w - p.dilation_w * (p.kernel_w - 1) - 1) / p.stride_w + 1;
   STD_TORCH_CHECK(p.in_h > 0 && p.in_w > 0 && p.out_h > 0 && p.out_w > 0, op, ": the output size ", p.out_h, "x",
                   p.out_w, " of input ", shape_string(input), " is too small");
   return p;

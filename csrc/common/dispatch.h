@@ -48,6 +48,20 @@ void dispatch_floating(ScalarType dtype, const char* op, F&& f) {
   }
 }
 
+inline ScalarType compute_type(ScalarType dtype) {
+  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// By the type that sums and coordinates are kept in.
+template <typename F>
+void dispatch_compute(ScalarType dtype, const F& f) {
+  if (dtype == ScalarType::Double) {
+    f.template operator()<double>();
+  } else {
+    f.template operator()<float>();
+  }
+}
+
 // Flat positions (int64) or offsets inside the pooling window (uint8).
 template <typename F>
 void dispatch_index(ScalarType dtype, const char* op, F&& f) {

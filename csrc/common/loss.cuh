@@ -168,19 +168,6 @@ __device__ __forceinline__ void with_logit_type(ScalarType dtype, const F& f) {
   }
 }
 
-template <typename F>
-void dispatch_compute(ScalarType dtype, const F& f) {
-  if (dtype == ScalarType::Double) {
-    f.template operator()<double>();
-  } else {
-    f.template operator()<float>();
-  }
-}
-
-inline ScalarType compute_type(const Tensor& input) {
-  return input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 // One value for all channels, one each, or none, which is 1.
 struct Weights {
   const double* data = nullptr;

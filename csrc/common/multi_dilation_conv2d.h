@@ -46,4 +46,15 @@ inline MultiDilationParams multi_dilation_params(const char* op, const Tensor& i
   return p;
 }
 
+inline void check_multi_dilation_gradient(const char* op, const Tensor& grad_output, const Tensor& input,
+                                          const MultiDilationParams& p) {
+  const int64_t channels = static_cast<int64_t>(p.rates.size()) * p.out_channels;
+  check_dim(grad_output, 4, op, "grad_output");
+  STD_TORCH_CHECK(grad_output.size(0) == p.batch && grad_output.size(1) == channels &&
+                      grad_output.size(2) == p.height && grad_output.size(3) == p.width,
+                  op, ": expected grad_output [", p.batch, ", ", channels, ", ", p.height, ", ", p.width,
+                  "], got shape ", shape_string(grad_output));
+  check_same_dtype(input, grad_output, op, "input", "grad_output");
+}
+
 }  // namespace segkernels

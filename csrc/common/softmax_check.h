@@ -2,6 +2,7 @@
 #pragma once
 
 #include "check.h"
+#include "dispatch.h"
 
 namespace segkernels {
 
@@ -26,7 +27,7 @@ inline void check_softmax(const Tensor& input, const Tensor& target) {
 inline void check_softmax_gradients(const Tensor& grad_region, const Tensor& grad_pixel, const Tensor& grad_losses,
                                     const Tensor& input, const Tensor& target, bool regions, bool losses) {
   const char* op = "softmax_statistics_backward";
-  const ScalarType compute = input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const ScalarType compute = compute_type(input.scalar_type());
   STD_TORCH_CHECK(grad_region.scalar_type() == ScalarType::Double && grad_pixel.scalar_type() == ScalarType::Double &&
                       grad_region.numel() == (regions ? input.size(0) * input.size(1) * kRegionSums : 0) &&
                       grad_pixel.numel() == input.size(0) * kPixelSums,

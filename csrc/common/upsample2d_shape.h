@@ -36,4 +36,18 @@ inline void check_output_size(const char* op, const char* argument, const std::v
                   shape_string(tensor));
 }
 
+inline Upsample2dShape upsample2d_shape(const char* op, const Tensor& input, const std::vector<int64_t>& output_size) {
+  check_output_size(op, "output_size", output_size, input);
+  return {input.size(0),  input.size(1),  input.size(2),          input.size(3),
+          output_size[0], output_size[1], is_channels_last(input)};
+}
+
+// In this direction the gradient of the output comes in.
+inline Upsample2dShape upsample2d_backward_shape(const char* op, const Tensor& grad_output,
+                                                 const std::vector<int64_t>& input_size) {
+  check_output_size(op, "input_size", input_size, grad_output);
+  return {grad_output.size(0), grad_output.size(1),          input_size[0], input_size[1], grad_output.size(2),
+          grad_output.size(3), is_channels_last(grad_output)};
+}
+
 }  // namespace segkernels

@@ -27,7 +27,7 @@ std::tuple<Tensor, Tensor> batched_nms_cpu(const Tensor& boxes,   // [N, 4]
   std::stable_sort(grouped.begin(), grouped.end(),
                    [of_class](int64_t a, int64_t b) { return of_class[a] < of_class[b]; });
   std::vector<uint8_t> keep(count);
-  dispatch_coordinates(corners.scalar_type(), [&]<typename T>() {
+  dispatch_compute(corners.scalar_type(), [&]<typename T>() {
     for (int64_t begin = 0, end = 0; begin < count; begin = end) {
       while (end < count && of_class[grouped[end]] == of_class[grouped[begin]]) {
         ++end;

@@ -30,7 +30,7 @@ Tensor box_iou_cpu(const Tensor& boxes1,    // [..., N, 4]
   const Tensor first = to_coordinates(boxes1, coordinate_type(boxes1));
   const Tensor second = to_coordinates(boxes2, coordinate_type(boxes2));
   Tensor output = empty_pairs(boxes1, p, first.scalar_type());  // [..., N, M]
-  dispatch_coordinates(first.scalar_type(), [&]<typename T>() {
+  dispatch_compute(first.scalar_type(), [&]<typename T>() {
     const T* rows = static_cast<const T*>(first.const_data_ptr());
     const T* columns = static_cast<const T*>(second.const_data_ptr());
     T* out = static_cast<T*>(output.mutable_data_ptr());
@@ -77,7 +77,7 @@ std::tuple<Tensor, Tensor> box_iou_backward_cpu(const Tensor& grad_output,  // [
   const Tensor slopes = to_coordinates(grad_output, dtype);
   Tensor grad1 = torch::stable::empty_like(first);   // [..., N, 4]
   Tensor grad2 = torch::stable::empty_like(second);  // [..., M, 4]
-  dispatch_coordinates(dtype, [&]<typename T>() {
+  dispatch_compute(dtype, [&]<typename T>() {
     const T* a = static_cast<const T*>(first.const_data_ptr());
     const T* b = static_cast<const T*>(second.const_data_ptr());
     const T* grad = static_cast<const T*>(slopes.const_data_ptr());

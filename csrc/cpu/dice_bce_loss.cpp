@@ -287,7 +287,7 @@ std::tuple<Tensor, Tensor> dice_bce_loss_cpu(const Tensor& input,   // [N, C, H,
   const Tensor labels = to_dense(target, target_last);
   const Planes inputs = planes_of(logits, p.channels, p.pixels, channels_last);
   const Planes targets = planes_of(labels, p.channels, p.pixels, target_last);
-  const ScalarType loss_dtype = input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const ScalarType loss_dtype = compute_type(input.scalar_type());
 
   Tensor statistics = empty({p.batch, p.channels, kStatistics}, ScalarType::Double, input);
   double* sums = static_cast<double*>(statistics.mutable_data_ptr());

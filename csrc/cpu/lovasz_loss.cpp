@@ -364,15 +364,6 @@ Planes groups_of(const Tensor& tensor, const LovaszParams& p) {
   return {tensor.const_data_ptr(), tensor.scalar_type(), 1, p.samples() * p.channels * p.pixels, false};
 }
 
-template <typename F>
-void dispatch_compute(ScalarType dtype, const F& f) {
-  if (dtype == ScalarType::Double) {
-    f.template operator()<double>();
-  } else {
-    f.template operator()<float>();
-  }
-}
-
 std::tuple<Tensor, Tensor> lovasz_loss_cpu(const Tensor& input,   // [N, C, H, W]
                                            const Tensor& target,  // as input for the hinge, else [N, H, W]
                                            int64_t errors, std::optional<int64_t> ignore_index, bool per_image,
@@ -382,7 +373,7 @@ std::tuple<Tensor, Tensor> lovasz_loss_cpu(const Tensor& input,   // [N, C, H, W
   const bool channels_last = !hinge && is_channels_last(input);
   const Tensor values = to_dense(input, channels_last);
   const Tensor classes = to_dense(target, false);
-  const ScalarType dtype = input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const ScalarType dtype = compute_type(input.scalar_type());
   Tensor loss = empty({p.groups}, dtype, input);
   Tensor slopes = empty_nchw(p.batch, p.channels, input.size(2), input.size(3), dtype, input, false);
   dispatch_compute(dtype, [&]<typename T>() {

@@ -81,12 +81,7 @@ std::vector<Tensor> multi_dilation_conv2d_backward_cpu(const Tensor& grad_output
   const MultiDilationParams p = multi_dilation_params(op, input, weights, dilations);
   const bool channels_last = is_channels_last(input);
   const int64_t rates = static_cast<int64_t>(p.rates.size());
-  check_dim(grad_output, 4, op, "grad_output");
-  STD_TORCH_CHECK(grad_output.size(0) == p.batch && grad_output.size(1) == rates * p.out_channels &&
-                      grad_output.size(2) == p.height && grad_output.size(3) == p.width,
-                  op, ": expected grad_output [", p.batch, ", ", rates * p.out_channels, ", ", p.height, ", ", p.width,
-                  "], got shape ", shape_string(grad_output));
-  check_same_dtype(input, grad_output, op, "input", "grad_output");
+  check_multi_dilation_gradient(op, grad_output, input, p);
   const bool nothing = grad_output.numel() == 0 || input.numel() == 0;
   const Tensor g = to_dense(grad_output, channels_last);
   const Tensor x = to_dense(input, channels_last);

@@ -18,7 +18,7 @@ Tensor nms_cpu(const Tensor& boxes,   // [N, 4]
   const Tensor corners = to_coordinates(boxes, coordinate_type(boxes));
   const std::vector<int64_t> order = by_decreasing_score(scores);
   std::vector<uint8_t> keep(count);
-  dispatch_coordinates(corners.scalar_type(), [&]<typename T>() {
+  dispatch_compute(corners.scalar_type(), [&]<typename T>() {
     suppress(static_cast<const T*>(corners.const_data_ptr()), order.data(), count, iou_threshold, keep.data());
   });
   Tensor result = empty({std::count(keep.begin(), keep.end(), 1)}, ScalarType::Long, boxes);  // [K]

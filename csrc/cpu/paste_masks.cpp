@@ -41,7 +41,7 @@ Tensor paste_masks_cpu(const Tensor& masks,  // [N, h, w]
   const Tensor corners = to_coordinates(boxes, dtype);
   Tensor output = empty({p.count, p.image_h, p.image_w}, ScalarType::Bool, masks);  // [N, H, W]
   uint8_t* planes = static_cast<uint8_t*>(output.mutable_data_ptr());
-  dispatch_coordinates(dtype, [&]<typename T>() {
+  dispatch_compute(dtype, [&]<typename T>() {
     const T* mask = static_cast<const T*>(values.const_data_ptr());
     const T* box = static_cast<const T*>(corners.const_data_ptr());
     parallel_items(p.count, p.image_h * p.image_w, [&](int64_t begin, int64_t end) {

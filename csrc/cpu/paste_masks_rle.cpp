@@ -76,7 +76,7 @@ std::tuple<Tensor, Tensor> paste_masks_rle_cpu(const Tensor& masks,  // [N, h, w
   const Tensor values = to_coordinates(masks, dtype);
   const Tensor corners = to_coordinates(boxes, dtype);
   std::vector<std::vector<int64_t>> counts(p.count);
-  dispatch_coordinates(dtype, [&]<typename T>() {
+  dispatch_compute(dtype, [&]<typename T>() {
     const T* mask = static_cast<const T*>(values.const_data_ptr());
     const T* box = static_cast<const T*>(corners.const_data_ptr());
     parallel_items(p.count, kGrainElements, [&](int64_t begin, int64_t end) {

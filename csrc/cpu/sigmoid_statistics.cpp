@@ -363,16 +363,6 @@ Planes planes_of(const Tensor& tensor, bool channels_last) {
           channels_last};
 }
 
-// float for the half types, double for double.
-template <typename F>
-void dispatch_kernel(ScalarType dtype, const F& f) {
-  if (dtype == ScalarType::Double) {
-    f.template operator()<double>();
-  } else {
-    f.template operator()<float>();
-  }
-}
-
 std::tuple<Tensor, Tensor, Tensor> sigmoid_statistics_cpu(const Tensor& input,   // [N, C, h, w]
                                                           const Tensor& target,  // [N, C, H, W]
                                                           std::optional<Tensor> positive, double negative, double gamma,
@@ -386,11 +376,11 @@ std::tuple<Tensor, Tensor, Tensor> sigmoid_statistics_cpu(const Tensor& input,  
   const Tensor labels = to_dense(target, target_last);
   Tensor region = empty({p.batch, p.channels, 3}, ScalarType::Double, input);
   Tensor pixel = empty({p.batch, p.channels, 2}, ScalarType::Double, input);
-  const ScalarType dtype = input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const ScalarType dtype = compute_type(input.scalar_type());
   Tensor map = empty_nchw(p.batch, p.channels, losses ? p.height : 0, losses ? p.width : 0, dtype, input, false);
   const Planes map_planes = planes_of(map, false);
   bool right = true;
-  dispatch_kernel(dtype, [&]<typename T>() {
+  dispatch_compute(dtype, [&]<typename T>() {
     const Source<T> source(p, planes_of(logits, channels_last), planes_of(labels, target_last));
     right = collect<T>(source, losses ? &map_planes : nullptr, static_cast<double*>(region.mutable_data_ptr()),
                        static_cast<double*>(pixel.mutable_data_ptr()));
@@ -423,7 +413,7 @@ Tensor sigmoid_statistics_backward_cpu(const Tensor& grad_region,  // [N, C, 3]
                                  channels_last);  // [N, C, h, w]
   const double* regions = static_cast<const double*>(by_region.const_data_ptr());
   const double* pixels = static_cast<const double*>(by_pixel.const_data_ptr());
-  dispatch_kernel(input.scalar_type(), [&]<typename T>() {
+  dispatch_compute(input.scalar_type(), [&]<typename T>() {
     std::vector<PlaneGrad<T>> grads(p.batch * p.channels);
     for (size_t i = 0; i < grads.size(); ++i) {
       grads[i] = {static_cast<T>(regions[i * 3]), static_cast<T>(regions[i * 3 + 1]), static_cast<T>(pixels[i * 2])};

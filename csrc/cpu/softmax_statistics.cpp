@@ -242,15 +242,6 @@ void write_upsampled(const SoftmaxParams& p, const Planes& inputs, const Labels&
   });
 }
 
-template <typename F>
-void dispatch_compute(ScalarType dtype, const F& f) {
-  if (dtype == ScalarType::Double) {
-    f.template operator()<double>();
-  } else {
-    f.template operator()<float>();
-  }
-}
-
 std::tuple<Tensor, Tensor, Tensor> softmax_statistics_cpu(const Tensor& input,   // [N, C, h, w]
                                                           const Tensor& target,  // [N, H, W]
                                                           std::optional<Tensor> class_weights,
@@ -262,7 +253,7 @@ std::tuple<Tensor, Tensor, Tensor> softmax_statistics_cpu(const Tensor& input,  
   const Tensor logits = to_dense(input, channels_last);
   const Planes inputs = planes_of(logits, p.classes, p.in_h * p.in_w, channels_last);
   const Labels labels(target, kSoftmaxStatistics, p.classes, ignore_index);
-  const ScalarType compute = input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const ScalarType compute = compute_type(input.scalar_type());
   Tensor region = empty({p.batch, regions ? p.classes : 0, kRegionSums}, ScalarType::Double, input);
   Tensor pixel = empty({p.batch, kPixelSums}, ScalarType::Double, input);
   Tensor map = empty({p.batch, losses ? p.out_h : 0, losses ? p.out_w : 0}, compute, input);  // [N, H, W]
@@ -291,7 +282,7 @@ Tensor softmax_statistics_backward_cpu(const Tensor& grad_region,  // [N, C, 3]
   const SoftmaxParams p =
       softmax_params(input, target, class_weights, label_smoothing, gamma, regions, losses, align_corners);
   const char* op = "softmax_statistics_backward";
-  const ScalarType compute = input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const ScalarType compute = compute_type(input.scalar_type());
   dispatch_floating(input.scalar_type(), op, []<typename>() {});
   check_softmax_gradients(grad_region, grad_pixel, grad_losses, input, target, regions, losses);
   const bool channels_last = is_channels_last(input);

@@ -224,19 +224,16 @@ void upsample_pixels(const Upsample2dShape& s, const BilinearAxis<acc_t>& rows, 
 Tensor upsample_bilinear2d_cpu(const Tensor& input,  // [N, C, h, w]
                                std::vector<int64_t> output_size, bool align_corners, std::optional<double> scales_h,
                                std::optional<double> scales_w) {
-  check_output_size("upsample_bilinear2d", "output_size", output_size, input);
-  const bool channels_last = is_channels_last(input);
-  const Tensor source = to_dense(input, channels_last);
-  const Upsample2dShape s{input.size(0),  input.size(1),  input.size(2), input.size(3),
-                          output_size[0], output_size[1], channels_last};
-  Tensor output = empty_nchw(s.batch, s.channels, s.out_h, s.out_w, input.scalar_type(), input, channels_last);
+  const Upsample2dShape s = upsample2d_shape("upsample_bilinear2d", input, output_size);
+  const Tensor source = to_dense(input, s.channels_last);
+  Tensor output = empty_nchw(s.batch, s.channels, s.out_h, s.out_w, input.scalar_type(), input, s.channels_last);
   dispatch_floating(input.scalar_type(), "upsample_bilinear2d", [&]<typename scalar_t>() {
     using acc_t = accumulate_t<scalar_t>;
     const auto rows = bilinear_axis<acc_t>(s.in_h, s.out_h, align_corners, scales_h);
     const auto cols = bilinear_axis<acc_t>(s.in_w, s.out_w, align_corners, scales_w);
     const scalar_t* from = static_cast<const scalar_t*>(source.const_data_ptr());
     scalar_t* to = static_cast<scalar_t*>(output.mutable_data_ptr());
-    if (channels_last) {
+    if (s.channels_last) {
       upsample_pixels(s, rows, cols, from, to);
     } else if (s.out_w < s.in_w) {
       shrink_planes(s, rows, cols, from, to);
@@ -250,12 +247,9 @@ Tensor upsample_bilinear2d_cpu(const Tensor& input,  // [N, C, h, w]
 Tensor upsample_bilinear2d_backward_cpu(const Tensor& grad_output,  // [N, C, H, W]
                                         std::vector<int64_t> input_size, bool align_corners,
                                         std::optional<double> scales_h, std::optional<double> scales_w) {
-  check_output_size("upsample_bilinear2d_backward", "input_size", input_size, grad_output);
-  const bool channels_last = is_channels_last(grad_output);
-  const Tensor grad = to_dense(grad_output, channels_last);
-  const Upsample2dShape s{grad.size(0), grad.size(1), input_size[0], input_size[1],
-                          grad.size(2), grad.size(3), channels_last};
-  Tensor grad_input = empty_nchw(s.batch, s.channels, s.in_h, s.in_w, grad.scalar_type(), grad, channels_last);
+  const Upsample2dShape s = upsample2d_backward_shape("upsample_bilinear2d_backward", grad_output, input_size);
+  const Tensor grad = to_dense(grad_output, s.channels_last);
+  Tensor grad_input = empty_nchw(s.batch, s.channels, s.in_h, s.in_w, grad.scalar_type(), grad, s.channels_last);
   dispatch_floating(grad.scalar_type(), "upsample_bilinear2d_backward", [&]<typename scalar_t>() {
     using acc_t = accumulate_t<scalar_t>;
     const auto rows = bilinear_axis<acc_t>(s.in_h, s.out_h, align_corners, scales_h);

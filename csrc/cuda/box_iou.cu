@@ -100,7 +100,7 @@ Tensor box_iou_cuda(const Tensor& boxes1,    // [..., N, 4]
   }
   const DeviceScope scope(boxes1);
   const int64_t blocks = p.batch * ((p.rows + kRows - 1) / kRows) * ((p.columns + kThreads - 1) / kThreads);
-  dispatch_coordinates(dtype, [&]<typename T>() {
+  dispatch_compute(dtype, [&]<typename T>() {
     launch(box_iou_fwd_kernel<T>, blocks_for(blocks, 1), kThreads, 0, scope.stream(),
            static_cast<const T*>(first.const_data_ptr()), static_cast<const T*>(second.const_data_ptr()),
            static_cast<T*>(output.mutable_data_ptr()), p);
@@ -119,7 +119,7 @@ std::tuple<Tensor, Tensor> box_iou_backward_cuda(const Tensor& grad_output,  // 
   Tensor grad1 = torch::stable::empty_like(first);   // [..., N, 4]
   Tensor grad2 = torch::stable::empty_like(second);  // [..., M, 4]
   const DeviceScope scope(boxes1);
-  dispatch_coordinates(dtype, [&]<typename T>() {
+  dispatch_compute(dtype, [&]<typename T>() {
     const T* const slopes = static_cast<const T*>(grad.const_data_ptr());
     const T* const a = static_cast<const T*>(first.const_data_ptr());
     const T* const b = static_cast<const T*>(second.const_data_ptr());

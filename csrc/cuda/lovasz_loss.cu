@@ -37,7 +37,7 @@ std::tuple<Tensor, Tensor> lovasz_loss_cuda(const Tensor& input,   // [N, C, H, 
   const bool channels_last = !p.hinge() && is_channels_last(input);
   const Tensor values = to_dense(input, channels_last);
   const Tensor classes = to_dense(target, false);
-  const ScalarType compute = compute_type(input);
+  const ScalarType compute = compute_type(input.scalar_type());
   const auto empty = [&](std::initializer_list<int64_t> size, ScalarType dtype) {
     return torch::stable::empty({size.begin(), size.size()}, dtype, std::nullopt, input.device());
   };

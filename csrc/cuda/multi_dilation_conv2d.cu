@@ -66,12 +66,7 @@ std::vector<Tensor> multi_dilation_conv2d_backward_cuda(const Tensor& grad_outpu
   const MultiDilationParams p = multi_dilation_params(op, input, weights, dilations);
   const int64_t rates = static_cast<int64_t>(p.rates.size());
   const bool channels_last = is_channels_last(input);
-  check_dim(grad_output, 4, op, "grad_output");
-  STD_TORCH_CHECK(grad_output.size(0) == p.batch && grad_output.size(1) == rates * p.out_channels &&
-                      grad_output.size(2) == p.height && grad_output.size(3) == p.width,
-                  op, ": expected grad_output [", p.batch, ", ", rates * p.out_channels, ", ", p.height, ", ", p.width,
-                  "], got shape ", shape_string(grad_output));
-  check_same_dtype(input, grad_output, op, "input", "grad_output");
+  check_multi_dilation_gradient(op, grad_output, input, p);
   std::vector<Tensor> grads;
   for (size_t i = 0; i <= weights.size(); ++i) {
     grads.push_back(torch::stable::new_empty(input, {0}));

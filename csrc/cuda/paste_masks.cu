@@ -100,7 +100,7 @@ Tensor paste_masks_cuda(const Tensor& masks,  // [N, h, w]
   const Tensor corners = to_coordinates(boxes, dtype);
   constexpr int64_t kChunk = kThreads * kRounds * kRun;
   const int64_t chunks = (p.image_h * p.image_w + kRun - 1 + kChunk - 1) / kChunk;
-  dispatch_coordinates(dtype, [&]<typename T>() {
+  dispatch_compute(dtype, [&]<typename T>() {
     launch(paste_masks_kernel<T>, blocks_for(p.count * chunks, 1), kThreads, 0, scope.stream(),
            static_cast<const T*>(values.const_data_ptr()), static_cast<const T*>(corners.const_data_ptr()),
            static_cast<unsigned char*>(output.mutable_data_ptr()), p, chunks);

@@ -49,7 +49,7 @@ std::tuple<Tensor, Tensor, Tensor> sigmoid_statistics_cuda(const Tensor& input, 
   const Tensor labels = to_dense(target, target_last);
   const std::optional<Tensor> positives = as_doubles(positive);
   const Weights weights = weights_of(positives, p.channels, kSigmoidStatistics, "positive");
-  const ScalarType compute = compute_type(input);
+  const ScalarType compute = compute_type(input.scalar_type());
   const int64_t region_size[] = {p.batch, p.channels, kSigmoidRegion};
   const int64_t pixel_size[] = {p.batch, p.channels, kSigmoidPixel};
   Tensor region = torch::stable::empty({region_size, 3}, ScalarType::Double, std::nullopt, input.device());
@@ -99,7 +99,7 @@ Tensor sigmoid_statistics_backward_cuda(const Tensor& grad_region,  // [N, C, 3]
   const bool target_last = is_channels_last(target);
   const Tensor logits = to_dense(input, channels_last);
   const Tensor labels = to_dense(target, target_last);
-  const ScalarType compute = compute_type(input);
+  const ScalarType compute = compute_type(input.scalar_type());
   const Tensor map = to_dense(torch::stable::to(grad_losses, compute), false);
   Tensor by_region = torch::stable::contiguous(grad_region);
   Tensor by_pixel = torch::stable::contiguous(grad_pixel);

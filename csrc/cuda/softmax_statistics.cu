@@ -20,7 +20,7 @@ std::tuple<Tensor, Tensor, Tensor> softmax_statistics_cuda(const Tensor& input, 
   const bool channels_last = is_channels_last(input);
   const Tensor logits = to_dense(input, channels_last);
   const Tensor truth = torch::stable::contiguous(target);
-  const ScalarType compute = compute_type(input);
+  const ScalarType compute = compute_type(input.scalar_type());
   const std::optional<Tensor> weights = weights_as(class_weights, p.classes, compute);
   const LabelBins labels(truth, kSoftmaxStatistics, p.classes, ignore_index);
   const int64_t region_size[] = {p.batch, regions ? p.classes : 0, kRegionSums};

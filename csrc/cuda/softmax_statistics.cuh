@@ -41,7 +41,7 @@ inline SoftmaxParams softmax_params(const Tensor& input, const Tensor& target, d
 
 // Kernels that find no room for their logits in shared memory read them from memory as they compute.
 inline Tensor as_staged(const Tensor& logits, bool staged, bool channels_last) {
-  return staged ? logits : to_dense(torch::stable::to(logits, compute_type(logits)), channels_last);
+  return staged ? logits : to_dense(torch::stable::to(logits, compute_type(logits.scalar_type())), channels_last);
 }
 
 // What every class brings along: its weight, and in backward the gradients of its sums.

@@ -21,7 +21,7 @@ Tensor softmax_statistics_backward_cuda(const Tensor& grad_region,  // [N, C, 3]
   const bool channels_last = is_channels_last(input);
   const Tensor logits = to_dense(input, channels_last);
   const Tensor truth = torch::stable::contiguous(target);
-  const ScalarType compute = compute_type(input);
+  const ScalarType compute = compute_type(input.scalar_type());
   const std::optional<Tensor> weights = weights_as(class_weights, p.classes, compute);
   const Tensor region = torch::stable::contiguous(torch::stable::to(grad_region, compute));
   const Tensor pixel = torch::stable::contiguous(torch::stable::to(grad_pixel, compute));

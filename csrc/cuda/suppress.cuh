@@ -268,7 +268,7 @@ std::tuple<Tensor, Tensor> suppress(const Tensor& boxes,   // [N, 4]
   const Tensor survivors = vector(ScalarType::Int, count), chunk_survivors = vector(ScalarType::Int, 2 * count);
   Tensor longest = vector(ScalarType::Int, 1);
   torch::stable::zero_(longest);
-  dispatch_coordinates(dtype, [&]<typename T>() {
+  dispatch_compute(dtype, [&]<typename T>() {
     const Suppression<T> s{static_cast<int>(count),
                            threshold_below<T>(iou_threshold),
                            static_cast<Corners<T>*>(sorted.mutable_data_ptr()),

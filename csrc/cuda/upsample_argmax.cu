@@ -199,12 +199,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2)
 
 Tensor upsample_argmax_cuda(const Tensor& logits,  // [N, C, h, w]
                             std::vector<int64_t> output_size, bool align_corners, int64_t label_bits) {
-  check_output_size("upsample_argmax", "output_size", output_size, logits);
+  const Upsample2dShape s = upsample2d_shape("upsample_argmax", logits, output_size);
   const ScalarType dtype = label_dtype(logits, label_bits);
-  const bool channels_last = is_channels_last(logits);
-  const Tensor dense = to_dense(logits, channels_last);
-  const Upsample2dShape s{logits.size(0), logits.size(1), logits.size(2), logits.size(3),
-                          output_size[0], output_size[1], channels_last};
+  const Tensor dense = to_dense(logits, s.channels_last);
   Tensor labels = empty({s.batch, s.out_h, s.out_w}, dtype, logits);  // [N, H, W]
   if (labels.numel() == 0) {
     return labels;

@@ -72,13 +72,10 @@ __global__ void __launch_bounds__(kThreads, 2)
 Tensor upsample_bilinear2d_cuda(const Tensor& input,  // [N, C, h, w]
                                 std::vector<int64_t> output_size, bool align_corners, std::optional<double> scales_h,
                                 std::optional<double> scales_w) {
-  check_output_size("upsample_bilinear2d", "output_size", output_size, input);
-  const bool channels_last = is_channels_last(input);
-  const Tensor source = to_dense(input, channels_last);
-  const Upsample2dShape shape{input.size(0),  input.size(1),  input.size(2), input.size(3),
-                              output_size[0], output_size[1], channels_last};
-  Tensor output =
-      empty_nchw(shape.batch, shape.channels, shape.out_h, shape.out_w, input.scalar_type(), input, channels_last);
+  const Upsample2dShape shape = upsample2d_shape("upsample_bilinear2d", input, output_size);
+  const Tensor source = to_dense(input, shape.channels_last);
+  Tensor output = empty_nchw(shape.batch, shape.channels, shape.out_h, shape.out_w, input.scalar_type(), input,
+                             shape.channels_last);
   if (output.numel() == 0) {
     return output;
   }
@@ -101,13 +98,10 @@ Tensor upsample_bilinear2d_cuda(const Tensor& input,  // [N, C, h, w]
 Tensor upsample_bilinear2d_backward_cuda(const Tensor& grad_output,  // [N, C, H, W]
                                          std::vector<int64_t> input_size, bool align_corners,
                                          std::optional<double> scales_h, std::optional<double> scales_w) {
-  check_output_size("upsample_bilinear2d_backward", "input_size", input_size, grad_output);
-  const bool channels_last = is_channels_last(grad_output);
-  const Tensor grad = to_dense(grad_output, channels_last);
-  const Upsample2dShape shape{grad.size(0), grad.size(1), input_size[0], input_size[1],
-                              grad.size(2), grad.size(3), channels_last};
+  const Upsample2dShape shape = upsample2d_backward_shape("upsample_bilinear2d_backward", grad_output, input_size);
+  const Tensor grad = to_dense(grad_output, shape.channels_last);
   Tensor grad_input =
-      empty_nchw(shape.batch, shape.channels, shape.in_h, shape.in_w, grad.scalar_type(), grad, channels_last);
+      empty_nchw(shape.batch, shape.channels, shape.in_h, shape.in_w, grad.scalar_type(), grad, shape.channels_last);
   if (grad_input.numel() == 0) {
     return grad_input;
   }

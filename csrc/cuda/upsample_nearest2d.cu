@@ -22,12 +22,9 @@ struct NearestTaps : NearestAxis {
 Tensor upsample_nearest2d_cuda(const Tensor& input,  // [N, C, h, w]
                                std::vector<int64_t> output_size, std::optional<double> scales_h,
                                std::optional<double> scales_w) {
-  check_output_size("upsample_nearest2d", "output_size", output_size, input);
-  const bool channels_last = is_channels_last(input);
-  const Tensor source = to_dense(input, channels_last);
-  const Upsample2dShape s{input.size(0),  input.size(1),  input.size(2), input.size(3),
-                          output_size[0], output_size[1], channels_last};
-  Tensor output = empty_nchw(s.batch, s.channels, s.out_h, s.out_w, input.scalar_type(), input, channels_last);
+  const Upsample2dShape s = upsample2d_shape("upsample_nearest2d", input, output_size);
+  const Tensor source = to_dense(input, s.channels_last);
+  Tensor output = empty_nchw(s.batch, s.channels, s.out_h, s.out_w, input.scalar_type(), input, s.channels_last);
   if (output.numel() == 0) {
     return output;
   }
@@ -41,12 +38,9 @@ Tensor upsample_nearest2d_cuda(const Tensor& input,  // [N, C, h, w]
 Tensor upsample_nearest2d_backward_cuda(const Tensor& grad_output,  // [N, C, H, W]
                                         std::vector<int64_t> input_size, std::optional<double> scales_h,
                                         std::optional<double> scales_w) {
-  check_output_size("upsample_nearest2d_backward", "input_size", input_size, grad_output);
-  const bool channels_last = is_channels_last(grad_output);
-  const Tensor grad = to_dense(grad_output, channels_last);
-  const Upsample2dShape s{grad.size(0), grad.size(1), input_size[0], input_size[1],
-                          grad.size(2), grad.size(3), channels_last};
-  Tensor grad_input = empty_nchw(s.batch, s.channels, s.in_h, s.in_w, grad.scalar_type(), grad, channels_last);
+  const Upsample2dShape s = upsample2d_backward_shape("upsample_nearest2d_backward", grad_output, input_size);
+  const Tensor grad = to_dense(grad_output, s.channels_last);
+  Tensor grad_input = empty_nchw(s.batch, s.channels, s.in_h, s.in_w, grad.scalar_type(), grad, s.channels_last);
   if (grad_input.numel() == 0) {
     return grad_input;
   }

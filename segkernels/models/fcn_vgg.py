@@ -44,7 +44,7 @@ class FCNVGG16(nn.Module):
             in_channels,
             batch_norm,
             width,
-            [*maps, "pool4"] if stride == 32 and aux_loss else maps,
+            {*maps, "pool4"},  # the auxiliary head's, of the coarsest network too
             # Caffe's poolings keep a last window that is not full.
             pool=lambda stage: MaxPool2d(2, ceil_mode=True),
             padding=_PAPER_PADDING if paper else 1,
@@ -83,9 +83,7 @@ class FCNVGG16(nn.Module):
                 skip = _crop(maps[name], self.crops[name], x)
                 x = _crop(x, 0, skip) + self.score[name](skip)
         result = OrderedDict(out=_crop(x, self.crops["out"], input))
-        if self.aux_classifier is not None:
-            add_aux(result, self.aux_classifier, maps["pool4"], input.shape[2:])
-        return result
+        return add_aux(result, self.aux_classifier, maps["pool4"], input.shape[2:])
 
 
 def _crop(map: torch.Tensor, start: int, like: torch.Tensor) -> torch.Tensor:

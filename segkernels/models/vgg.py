@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -113,7 +113,7 @@ class VGG16Encoder(nn.Module):
         in_channels: int = 3,
         batch_norm: bool = False,
         width: int = 64,
-        maps: Sequence[str] = ("conv1", "conv2", "conv3", "conv4", "conv5", "pool5"),
+        maps: Collection[str] = ("conv1", "conv2", "conv3", "conv4", "conv5", "pool5"),
         pool: Callable[[int], nn.Module] = pool_by_2,
         dilations: Sequence[int] = (1, 1, 1, 1, 1),
         padding: int = 1,

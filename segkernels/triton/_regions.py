@@ -42,6 +42,45 @@ def divide(a, b, ACC: tl.constexpr):
 
 
 @triton.jit
+def bin_of(item, channels, bins, bins_w, CHANNELS_LAST: tl.constexpr):
+    """``(c, bin_y, bin_x)`` of a box's outputs in the order of memory."""
+    if CHANNELS_LAST:
+        bin = item // channels
+        c = item - bin * channels
+    else:
+        c = item // bins
+        bin = item - c * bins
+    bin_y = bin // bins_w
+    return c, bin_y, bin - bin_y * bins_w
+
+
+@triton.jit
+def tile_of(program, channels, height, width, TILE: tl.constexpr, CHANNELS: tl.constexpr):
+    """``(image, c, tile_y, tile_x, y, x)``: the channels and the tile, its first pixel and all, that a program gathers."""
+    slabs = tl.cdiv(channels, CHANNELS)
+    tiles_w = tl.cdiv(width, TILE)
+    rest = program // slabs
+    c = (program - rest * slabs) * CHANNELS + tl.arange(0, CHANNELS)
+    row_of_tiles = rest // tiles_w
+    tile_x = (rest - row_of_tiles * tiles_w) * TILE
+    image = row_of_tiles // tl.cdiv(height, TILE)
+    tile_y = (row_of_tiles - image * tl.cdiv(height, TILE)) * TILE
+    pixel = tl.arange(0, TILE * TILE)
+    return image, c, tile_y, tile_x, tile_y + pixel // TILE, tile_x + pixel % TILE
+
+
+@triton.jit
+def store_tile(grad_input_ptr, total, image, c, place, mask, channels, height, width, CHANNELS_LAST: tl.constexpr):
+    plane = tl.full((), height, tl.int64) * width
+    if CHANNELS_LAST:
+        offset = place * channels + c[None, :]
+    else:
+        offset = c.to(tl.int64)[None, :] * plane + place
+    target = grad_input_ptr + image.to(tl.int64) * channels * plane + offset
+    tl.store(target, total.to(grad_input_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def box_image(id, batch):
     """-1 where it names none."""
     valid = (id > -1) & (id < batch)

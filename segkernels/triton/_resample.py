@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from segkernels._layout import is_channels_last, memory_format
+from segkernels.triton._regions import bits
 
 TAPS = 128  # outputs, and sources, of a program that computes tables
 
@@ -181,8 +182,7 @@ def bilinear_mode(align_corners: bool) -> str:
 def bilinear_scale(
     in_size: int, out_size: int, align_corners: bool, scale_factor: float | None, dtype: torch.dtype
 ) -> tuple[float, int]:
-    """Source coordinates per output coordinate, rounded as ``dtype`` has it, and the bits of that float64: Triton hands
-    Python's floats over in float32."""
+    """Source coordinates per output coordinate, rounded as ``dtype`` has it, and the bits of that float64."""
     if align_corners:
         ratio = (in_size - 1) / (out_size - 1) if out_size > 1 else 0.0
     elif scale_factor is not None and scale_factor > 0:
@@ -190,7 +190,7 @@ def bilinear_scale(
     else:
         ratio = in_size / out_size
     scale = ratio if dtype == torch.float64 else struct.unpack("f", struct.pack("f", ratio))[0]
-    return scale, struct.unpack("q", struct.pack("d", scale))[0]
+    return scale, bits(scale)
 
 
 def nearest_scale(in_size: int, out_size: int, scale_factor: float | None) -> tuple[float, int]:
@@ -199,14 +199,20 @@ def nearest_scale(in_size: int, out_size: int, scale_factor: float | None) -> tu
 
 
 def taps(
-    mode: str, in_size: Sequence[int], out_size: Sequence[int], bits: Sequence[int], acc: tl.dtype, starts: bool, device: Any
+    mode: str,
+    in_size: Sequence[int],
+    out_size: Sequence[int],
+    scale_bits: Sequence[int],
+    acc: tl.dtype,
+    starts: bool,
+    device: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Tables of places and weights, see taps_kernel."""
     places = torch.empty(2 * sum(out_size) + sum(in_size) + 4, dtype=torch.int32, device=device)
     weights = torch.empty(2 * sum(out_size), dtype=torch.float64 if acc == tl.float64 else torch.float32, device=device)
     longest = max(*out_size, *(size + 2 for size in in_size)) if starts else max(out_size)
     taps_kernel[(2, triton.cdiv(longest, TAPS))](
-        places, weights, *in_size, *out_size, *bits, MODE=mode, STARTS=starts, ACC=acc, BLOCK=TAPS
+        places, weights, *in_size, *out_size, *scale_bits, MODE=mode, STARTS=starts, ACC=acc, BLOCK=TAPS
     )
     return places, weights
 
@@ -243,7 +249,7 @@ def gather_gradient(
     last = is_channels_last(grad_output)
     images, channels = (n, c) if last else (n * c, 1)
     dtype, acc = acc_type(grad_output.dtype)
-    tables = taps(mode, (in_h, in_w), (out_h, out_w), [bits for _, bits in scales], acc, True, device)
+    tables = taps(mode, (in_h, in_w), (out_h, out_w), [scale_bits for _, scale_bits in scales], acc, True, device)
     sums = torch.empty(images * in_h * out_w * channels, dtype=dtype, device=device)
     scale_h, scale_w = (
         0.5 if mode == "nearest" and o == 2 * i else s for (s, _), i, o in zip(scales, input_size, (out_h, out_w))

@@ -15,6 +15,7 @@ from segkernels.triton._regions import (
     BINS,
     BOXES,
     TILE,
+    bin_of,
     bins_reach,
     bits,
     box_image,
@@ -27,6 +28,8 @@ from segkernels.triton._regions import (
     sample_axis,
     sample_tap,
     sample_window,
+    store_tile,
+    tile_of,
 )
 
 BLOCK = 256
@@ -52,14 +55,7 @@ def roi_align_fwd_kernel(
     bins = bins_h * bins_w
     item = (program - k * chunks).to(tl.int32) * BLOCK + tl.arange(0, BLOCK)
     mask = item < bins * channels
-    if CHANNELS_LAST:
-        bin = item // channels
-        c = item - bin * channels
-    else:
-        c = item // bins
-        bin = item - c * bins
-    bin_y = bin // bins_w
-    bin_x = bin - bin_y * bins_w
+    c, bin_y, bin_x = bin_of(item, channels, bins, bins_w, CHANNELS_LAST)
     total = tl.zeros((BLOCK,), ACC)
     if (image >= 0) & (own >= 0) & (height * width > 0):
         top, size_y, samples_y = sample_axis(y1, y2, scale_bits, bins_h, sampling_ratio, ALIGNED, ACC)
@@ -103,18 +99,7 @@ def roi_align_bwd_kernel(
     TILE: tl.constexpr, CHANNELS: tl.constexpr, BINS: tl.constexpr, BOXES: tl.constexpr,
 ):  # fmt: skip
     """A tile of one image's map for some channels."""
-    slabs = tl.cdiv(channels, CHANNELS)
-    tiles_w = tl.cdiv(width, TILE)
-    program = tl.program_id(0)
-    rest = program // slabs
-    c = (program - rest * slabs) * CHANNELS + tl.arange(0, CHANNELS)
-    row_of_tiles = rest // tiles_w
-    tile_x = (rest - row_of_tiles * tiles_w) * TILE
-    image = row_of_tiles // tl.cdiv(height, TILE)
-    tile_y = (row_of_tiles - image * tl.cdiv(height, TILE)) * TILE
-    pixel = tl.arange(0, TILE * TILE)
-    y = tile_y + pixel // TILE
-    x = tile_x + pixel % TILE
+    image, c, tile_y, tile_x, y, x = tile_of(tl.program_id(0), channels, height, width, TILE, CHANNELS)
     last_y = tile_y + TILE - 1
     last_x = tile_x + TILE - 1
     held = c < channels
@@ -166,14 +151,8 @@ def roi_align_bwd_kernel(
                             total += weight[:, None] * grad[None, :]
             k = tl.min(tl.where(wanted & (number > k), number, count), axis=0)
     place = (y.to(tl.int64) * width + x)[:, None]
-    plane = tl.full((), height, tl.int64) * width
-    if CHANNELS_LAST:
-        offset = place * channels + c[None, :]
-    else:
-        offset = c.to(tl.int64)[None, :] * plane + place
     mask = ((y < height) & (x < width))[:, None] & held[None, :]
-    target = grad_input_ptr + image.to(tl.int64) * channels * plane + offset
-    tl.store(target, total.to(grad_input_ptr.dtype.element_ty), mask=mask)
+    store_tile(grad_input_ptr, total, image, c, place, mask, channels, height, width, CHANNELS_LAST)
 
 
 def _pyramid(level, spatial_scales, canonical_scale, canonical_level):

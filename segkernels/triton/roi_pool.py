@@ -8,7 +8,20 @@ import triton
 import triton.language as tl
 
 from segkernels._layout import is_channels_last, memory_format
-from segkernels.triton._regions import BOXES, TILE, bits, box_image, coordinates, divide, from_bits, real, rounding
+from segkernels.triton._regions import (
+    BOXES,
+    TILE,
+    bin_of,
+    bits,
+    box_image,
+    coordinates,
+    divide,
+    from_bits,
+    real,
+    rounding,
+    store_tile,
+    tile_of,
+)
 
 BLOCK = 256
 CHANNELS = 32
@@ -54,14 +67,7 @@ def roi_pool_fwd_kernel(
     bins = bins_h * bins_w
     item = (program - k * chunks).to(tl.int32) * BLOCK + tl.arange(0, BLOCK)
     mask = item < bins * channels
-    if CHANNELS_LAST:
-        bin = item // channels
-        c = item - bin * channels
-    else:
-        c = item // bins
-        bin = item - c * bins
-    bin_y = bin // bins_w
-    bin_x = bin - bin_y * bins_w
+    c, bin_y, bin_x = bin_of(item, channels, bins, bins_w, CHANNELS_LAST)
     best = tl.zeros((BLOCK,), ACC)
     place = tl.full((BLOCK,), -1, tl.int64)
     if image >= 0:
@@ -95,18 +101,7 @@ def roi_pool_bwd_kernel(
     TILE: tl.constexpr, CHANNELS: tl.constexpr, BOXES: tl.constexpr,
 ):  # fmt: skip
     """A tile of one image's map for some channels."""
-    slabs = tl.cdiv(channels, CHANNELS)
-    tiles_w = tl.cdiv(width, TILE)
-    program = tl.program_id(0)
-    rest = program // slabs
-    c = (program - rest * slabs) * CHANNELS + tl.arange(0, CHANNELS)
-    row_of_tiles = rest // tiles_w
-    tile_x = (rest - row_of_tiles * tiles_w) * TILE
-    image = row_of_tiles // tl.cdiv(height, TILE)
-    tile_y = (row_of_tiles - image * tl.cdiv(height, TILE)) * TILE
-    pixel = tl.arange(0, TILE * TILE)
-    y = tile_y + pixel // TILE
-    x = tile_x + pixel % TILE
+    image, c, tile_y, tile_x, y, x = tile_of(tl.program_id(0), channels, height, width, TILE, CHANNELS)
     place = (y.to(tl.int64) * width + x)[:, None]
     mask = ((y < height) & (x < width))[:, None] & (c < channels)[None, :]
     held = c < channels
@@ -143,13 +138,7 @@ def roi_pool_bwd_kernel(
                             grad = tl.load(grad_output_ptr + entry + bin, mask=held, other=0).to(ACC)[None, :]
                             total += tl.where(largest == place, grad, 0)
             k = tl.min(tl.where(wanted & (number > k), number, count), axis=0)
-    plane = tl.full((), height, tl.int64) * width
-    if CHANNELS_LAST:
-        offset = place * channels + c[None, :]
-    else:
-        offset = c.to(tl.int64)[None, :] * plane + place
-    target = grad_input_ptr + image.to(tl.int64) * channels * plane + offset
-    tl.store(target, total.to(grad_input_ptr.dtype.element_ty), mask=mask)
+    store_tile(grad_input_ptr, total, image, c, place, mask, channels, height, width, CHANNELS_LAST)
 
 
 def _types(dtype):

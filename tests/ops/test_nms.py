@@ -1,11 +1,10 @@
 from __future__ import annotations
 
 import importlib
-import os
 
 import pytest
 import torch
-from op_test import OpTest, Sample
+from op_test import INTERPRETED, OpTest, Sample
 
 import segkernels
 from segkernels.ops import nms
@@ -29,7 +28,7 @@ def many(tier: str, monkeypatch: pytest.MonkeyPatch) -> int:
     """Boxes that are more than a tier's chunk; the reference goes box by box, and the interpreter is given a small chunk."""
     if tier == "reference":
         return 100
-    if os.environ.get("TRITON_INTERPRET") == "1":
+    if INTERPRETED:
         monkeypatch.setattr(importlib.import_module("segkernels.triton.nms"), "CHUNK", 64)
         return 150
     return 4500
