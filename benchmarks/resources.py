@@ -103,7 +103,19 @@ def nvcc_command(source: Path, target: Path, architectures: Sequence[int] = ARCH
     return [*command, "-MD", "-MF", str(target.with_suffix(".d")), "-c", str(source), "-o", str(target)]
 
 
+def built(source: Path, architectures: Sequence[int] = ARCHITECTURES) -> list[Resources]:
+    """What the library's own compilation said, if it was for these architectures and no source changed since."""
+    newest = max(path.stat().st_mtime for folder in ("common", "cuda") for path in (ROOT / "csrc" / folder).iterdir())
+    for log in ROOT.glob(f"build/temp.*/csrc/cuda/{source.stem}.nvcc.log"):
+        found = of_log(source.stem, log.read_text()) if log.stat().st_mtime >= newest else []
+        if {one.architecture for one in found} == {f"sm_{architecture}" for architecture in architectures}:
+            return found
+    return []
+
+
 def of_cuda(source: Path, architectures: Sequence[int] = ARCHITECTURES) -> list[Resources]:
+    if found := built(source, architectures):
+        return found
     with tempfile.TemporaryDirectory() as folder:
         command = nvcc_command(source, Path(folder, f"{source.stem}.o"), architectures)
         done = subprocess.run(command, capture_output=True, text=True)

@@ -80,7 +80,10 @@ def _loss(
     )
     if reduction == "none":
         return statistics.losses
-    return result(statistics.pixel[:, 0].sum() if reduction == "sum" else pixel_mean(statistics, 1), input)
+    return result(
+        statistics.pixel[:, 0].sum() if reduction == "sum" else pixel_mean(statistics, weighted=class_weights is not None),
+        input,
+    )
 
 
 class CrossEntropyLoss(FunctionLoss):

@@ -125,7 +125,7 @@ def _loss(
     )
     region = Region.dice(smooth, style, reduction="mean" if losses else reduction, **options)
     if not losses:
-        ce = statistics.pixel[:, 0].sum() if reduction == "sum" else pixel_mean(statistics, 1)
+        ce = statistics.pixel[:, 0].sum() if reduction == "sum" else pixel_mean(statistics, weighted=class_weights is not None)
         return result(dice_weight * region_term(input, statistics, region, class_weights) + ce_weight * ce, input)
     pooled = style != "monai" if options["batch_dice"] is None else options["batch_dice"]
     if pooled:

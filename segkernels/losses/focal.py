@@ -114,7 +114,7 @@ def _loss(
     )
     if reduction == "none":
         return statistics.losses
-    return result(statistics.pixel[:, 0].sum() if reduction == "sum" else pixel_mean(statistics, 2), input)
+    return result(statistics.pixel[:, 0].sum() if reduction == "sum" else pixel_mean(statistics, weighted=False), input)
 
 
 def _weights(input: torch.Tensor, alpha: float | None, class_weights: Weights | None) -> torch.Tensor | None:

@@ -23,7 +23,7 @@ SOURCES = [*resources.SOURCES, ROOT / "tests" / "emulation" / "features.cu"]
 @pytest.mark.skipif(resources.find_nvcc() is None, reason="nvcc not found")
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_compiles_without_new_spills(source):
-    found = built(source) or compiled(source)
+    found = resources.built(source) or compiled(source)
     # A source that only registers host functions, as conv_transpose1d's, has no kernel.
     assert not found or {one.architecture for one in found} == ALL
     for one in found:
@@ -31,16 +31,6 @@ def test_compiles_without_new_spills(source):
             f"{one.architecture:<7}{' '.join(f'{what} {getattr(one, what):>5}' for what in resources.PATTERNS)}  {one.kernel}"
         )
     assert not resources.new_spills(found, resources.read())
-
-
-def built(source: Path) -> list[resources.Resources]:
-    """What the library's own compilation said, if it was for every architecture and no source changed since."""
-    newest = max(path.stat().st_mtime for folder in ("common", "cuda") for path in (ROOT / "csrc" / folder).iterdir())
-    for log in ROOT.glob(f"build/temp.*/csrc/cuda/{source.stem}.nvcc.log"):
-        found = resources.of_log(source.stem, log.read_text()) if log.stat().st_mtime >= newest else []
-        if {one.architecture for one in found} == ALL:
-            return found
-    return []
 
 
 def compiled(source: Path) -> list[resources.Resources]:
