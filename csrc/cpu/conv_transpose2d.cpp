@@ -31,6 +31,11 @@ Path choose_path(const ConvTranspose2dParams& p, bool channels_last, bool forwar
   return Path::kVendor;
 }
 
+// Half types are computed in float32, as a whole where that costs little beside the products.
+Tensor in_compute_type(const Tensor& tensor) {
+  return torch::stable::to(tensor, compute_type(tensor.scalar_type()));
+}
+
 template <typename T>
 const T* data(const Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());
@@ -49,23 +54,31 @@ Tensor conv_transpose2d_cpu(const Tensor& input,                // [N, Cin, H, W
   if (path == Path::kVendor) {
     return vendor_convolution(p).forward(input, weight, bias);
   }
-  Tensor output = empty_nchw(p.batch, p.out_channels, p.out_h, p.out_w, input.scalar_type(), input,
-                             channels_last);  // [N, Cout, OH, OW]
+  const ScalarType dtype = input.scalar_type();
+  if (path == Path::kPhases && dtype != compute_type(dtype)) {
+    const auto wide_bias = bias ? std::optional(in_compute_type(*bias)) : std::nullopt;
+    return torch::stable::to(conv_transpose2d_cpu(in_compute_type(input), in_compute_type(weight), wide_bias, stride,
+                                                  padding, output_padding, groups, dilation),
+                             dtype);
+  }
+  Tensor output =
+      empty_nchw(p.batch, p.out_channels, p.out_h, p.out_w, dtype, input, channels_last);  // [N, Cout, OH, OW]
   if (output.numel() == 0) {
     return output;
   }
   const Tensor x = to_dense(input, channels_last);
   const Tensor w = torch::stable::contiguous(weight);
   const Tensor b = bias ? torch::stable::contiguous(*bias) : Tensor();
-  dispatch_floating(input.scalar_type(), "conv_transpose2d", [&]<typename T>() {
+  dispatch_floating(dtype, "conv_transpose2d", [&]<typename T>() {
+    using acc_t = accumulate_t<T>;
     const T* bias_data = bias ? data<T>(b) : nullptr;
     T* out = static_cast<T*>(output.mutable_data_ptr());
     if (path == Path::kCells) {
-      Cells<accumulate_t<T>>(p).forward(data<T>(x), data<T>(w), bias_data, out);
-    } else if (path == Path::kPhases) {
-      Phases<T>(p).forward(data<T>(x), data<T>(w), bias_data, out);
-    } else {
-      Depthwise<T>{p}.forward(data<T>(x), data<T>(w), bias_data, out);
+      Cells<acc_t>(p).forward(data<T>(x), data<T>(w), bias_data, out);
+    } else if (path == Path::kDepthwise) {
+      Depthwise<acc_t>{p}.forward(data<T>(x), data<T>(w), bias_data, out);
+    } else if constexpr (std::is_same_v<T, acc_t>) {
+      Phases<acc_t>(p).forward(data<T>(x), data<T>(w), bias_data, out);
     }
   });
   return output;
@@ -87,16 +100,23 @@ std::tuple<Tensor, Tensor, Tensor> conv_transpose2d_backward_cpu(const Tensor& g
     const auto grads = vendor_convolution(p).backward(grad_output, input, weight, {need_input, need_weight, need_bias});
     return {grads[0].value_or(none), grads[1].value_or(none), grads[2].value_or(none)};
   }
+  const ScalarType dtype = input.scalar_type();
+  if (dtype != compute_type(dtype)) {
+    const auto [grad_input, grad_weight, grad_bias] = conv_transpose2d_backward_cpu(
+        in_compute_type(grad_output), in_compute_type(input), in_compute_type(weight), stride, padding, output_padding,
+        groups, dilation, need_input, need_weight, need_bias);
+    return {torch::stable::to(grad_input, dtype), torch::stable::to(grad_weight, dtype),
+            torch::stable::to(grad_bias, dtype)};
+  }
   const Tensor g = to_dense(grad_output, channels_last);
   const Tensor w = torch::stable::contiguous(weight);
   const Tensor x = to_dense(input, channels_last);
-  const ScalarType dtype = input.scalar_type();
   Tensor grad_input =
       need_input ? empty_nchw(p.batch, p.in_channels, p.in_h, p.in_w, dtype, input, channels_last) : none;
   Tensor grad_weight =
       need_weight ? empty_nchw(p.in_channels, weight.size(1), p.kernel_h, p.kernel_w, dtype, weight, false) : none;
   Tensor grad_bias = need_bias ? torch::stable::new_empty(input, {p.out_channels}) : none;
-  dispatch_floating(dtype, "conv_transpose2d_backward", [&]<typename T>() {
+  dispatch_compute(dtype, [&]<typename T>() {
     T* gx = need_input ? static_cast<T*>(grad_input.mutable_data_ptr()) : nullptr;
     T* gw = need_weight ? static_cast<T*>(grad_weight.mutable_data_ptr()) : nullptr;
     T* gb = need_bias ? static_cast<T*>(grad_bias.mutable_data_ptr()) : nullptr;

@@ -11,14 +11,14 @@
 #include "../common/conv_transpose2d.h"
 #include "../common/dispatch.h"
 #include "../common/gemm.h"
+#include "../common/loss_blocks.h"
 #include "../common/parallel.h"
 #include "../common/simd.h"
 
 namespace segkernels {
 
-template <typename T>
+template <typename acc_t>
 struct Depthwise {
-  using acc_t = accumulate_t<T>;
   using G = Gemm<acc_t>;
   using vec = typename G::vec;
   using unaligned_vec = typename G::unaligned_vec;
@@ -30,11 +30,6 @@ struct Depthwise {
   int64_t reach() const {
     return (p.kernel_w + p.stride_w - 1) / p.stride_w;
   }
-  // Values of q, whose output columns are [q * stride - padding, ...).
-  int64_t steps() const {
-    return (p.out_w - 1 + p.pad_w) / p.stride_w + 1;
-  }
-
   // row[q * stride + u] -> phases[u][q].
   SEGKERNELS_INLINE void take_apart(const acc_t* row, int64_t pitch, acc_t* phases) const {
     if (p.stride_w == 2) {  // the usual case, which a known stride makes vectors of
@@ -84,120 +79,183 @@ struct Depthwise {
   }
 
   // A plane as [H][pitch] in acc_t: row y starts `left` zeros in, and zeros follow it.
-  static SEGKERNELS_INLINE void pad_plane(const T* from, int64_t height, int64_t width, int64_t left, int64_t pitch,
+  static SEGKERNELS_INLINE void pad_plane(const acc_t* from, int64_t height, int64_t width, int64_t left, int64_t pitch,
                                           acc_t* to) {
     const int64_t count = std::min(width, pitch - left);
     for (int64_t y = 0; y < height; ++y, from += width, to += pitch) {
       std::fill_n(to, left, acc_t(0));
       for (int64_t x = 0; x < count; ++x) {
-        to[left + x] = static_cast<acc_t>(from[x]);
+        to[left + x] = from[x];
       }
       std::fill(to + left + count, to + pitch, acc_t(0));
     }
   }
 
-  // A tap of a phase: where it reads relative to row q_y of a padded plane.
+  // A tap of a phase: where it reads relative to row q of a padded plane.
   struct PhaseTap {
     int64_t offset;
     acc_t weight;
   };
 
-  static SEGKERNELS_INLINE vec phase_sum(const std::vector<PhaseTap>& taps, const acc_t* from) {
-    const auto term = [from](const PhaseTap& tap) SEGKERNELS_INLINE_LAMBDA {
-      return tap.weight * *reinterpret_cast<const unaligned_vec*>(from + tap.offset);
-    };
-    vec sum{};
-    size_t i = 0;
-    for (; i + 4 <= taps.size(); i += 4) {
-      sum += (term(taps[i]) + term(taps[i + 1])) + (term(taps[i + 2]) + term(taps[i + 3]));
-    }
-    for (; i < taps.size(); ++i) {
-      sum += term(taps[i]);
-    }
-    return sum;
+  static SEGKERNELS_INLINE vec load(const acc_t* from) {
+    return *reinterpret_cast<const unaligned_vec*>(from);
   }
 
-  // Phases 0 and 1 of stride 2, side by side as they stand in the output, which starts `padding` into them.
-  static SEGKERNELS_INLINE void row_of_two_phases(const std::vector<PhaseTap>& even_taps,
-                                                  const std::vector<PhaseTap>& odd_taps, const acc_t* from, acc_t add,
-                                                  int64_t padding, int64_t width, T* to) {
-    for (int64_t x = -padding; x < width; x += 2 * kLanes, from += kLanes) {
-      const vec even = phase_sum(even_taps, from) + add;
-      const vec odd = phase_sum(odd_taps, from) + add;
-      acc_t edge[2 * kLanes];
-      bool whole = false;
-      if constexpr (std::is_same_v<T, acc_t>) {
-        whole = x >= 0 && x + 2 * kLanes <= width;
-      }
-      unaligned_vec* row = reinterpret_cast<unaligned_vec*>(edge);
-      if constexpr (std::is_same_v<T, acc_t>) {
-        row = whole ? reinterpret_cast<unaligned_vec*>(to + x) : row;
-      }
+  static SEGKERNELS_INLINE vec phase_sum(const std::vector<PhaseTap>& taps, const acc_t* from, acc_t add) {
+    vec sum{};
+    for (const PhaseTap& tap : taps) {
+      sum += tap.weight * load(from + tap.offset);
+    }
+    return sum + add;
+  }
+
+  // A row of phases 0 and 1 of stride 2, side by side. sum(phase, j) is a vector of pixels 2 * j + phase, 2 apart.
+  template <typename Sum>
+  static SEGKERNELS_INLINE void interleave(const Sum& sum, int64_t width, acc_t* to) {
+    constexpr int64_t kStep = 2 * kLanes;
+    const auto put = [&sum](int64_t x, acc_t* row) SEGKERNELS_INLINE_LAMBDA {
+      const vec even = sum(0, x / 2);
+      const vec odd = sum(1, x / 2);
+      unaligned_vec* pair = reinterpret_cast<unaligned_vec*>(row);
       if constexpr (kLanes == 8) {
-        row[0] = __builtin_shufflevector(even, odd, 0, 8, 1, 9, 2, 10, 3, 11);
-        row[1] = __builtin_shufflevector(even, odd, 4, 12, 5, 13, 6, 14, 7, 15);
+        pair[0] = __builtin_shufflevector(even, odd, 0, 8, 1, 9, 2, 10, 3, 11);
+        pair[1] = __builtin_shufflevector(even, odd, 4, 12, 5, 13, 6, 14, 7, 15);
       } else {
-        row[0] = __builtin_shufflevector(even, odd, 0, 4, 1, 5);
-        row[1] = __builtin_shufflevector(even, odd, 2, 6, 3, 7);
+        pair[0] = __builtin_shufflevector(even, odd, 0, 4, 1, 5);
+        pair[1] = __builtin_shufflevector(even, odd, 2, 6, 3, 7);
       }
-      if (!whole) {
-        for (int64_t i = std::max<int64_t>(0, -x); i < std::min(2 * kLanes, width - x); ++i) {
-          to[x + i] = static_cast<T>(edge[i]);
+    };
+    int64_t x = 0;
+    for (; x + kStep <= width; x += kStep) {
+      put(x, to + x);
+    }
+    if (x < width && x > 0 && width % 2 == 0) {  // the last vectors overlap those before
+      put(width - kStep, to + width - kStep);
+    } else if (x < width) {
+      acc_t edge[kStep];
+      put(x, edge);
+      std::copy_n(edge, width - x, to + x);
+    }
+  }
+
+  // Where pixel 0 of an output row's phase u stands: which of the kernel's phases it is, and its column of the input.
+  struct Start {
+    int64_t phase, column;
+  };
+  Start start(int64_t u) const {
+    return {(u + p.pad_w) % p.stride_w, (u + p.pad_w) / p.stride_w};
+  }
+
+  // A row of the output. `taps` are those of its phases, `from` is row q of the padded plane, rows of `pitch`.
+  SEGKERNELS_INLINE void output_row(const std::vector<PhaseTap>* taps, const std::vector<Start>& starts,
+                                    const acc_t* from, int64_t pitch, acc_t add, acc_t* to) const {
+    if (p.stride_w == 2) {
+      const std::vector<PhaseTap>&even = taps[starts[0].phase], &odd = taps[starts[1].phase];
+      const acc_t* columns[] = {from + starts[0].column, from + starts[1].column};
+      if (p.kernel_h == 2 * p.stride_h && p.kernel_w == 4) {
+        row_of_2x2(even.data(), odd.data(), columns, pitch, add, to);
+        return;
+      }
+      const auto sum = [&](int u, int64_t j)
+                           SEGKERNELS_INLINE_LAMBDA { return phase_sum(u ? odd : even, columns[u] + j, add); };
+      interleave(sum, p.out_w, to);
+      return;
+    }
+    for (int64_t u = 0; u < p.stride_w; ++u) {
+      const acc_t* at = from + starts[u].column;
+      for (int64_t x = u; x < p.out_w; x += kLanes * p.stride_w, at += kLanes) {
+        const vec sum = phase_sum(taps[starts[u].phase], at, add);
+        for (int64_t lane = 0; lane < kLanes && x + lane * p.stride_w < p.out_w; ++lane) {
+          to[x + lane * p.stride_w] = sum[lane];
         }
       }
     }
   }
 
-  SEGKERNELS_CLONES void forward_planes(const T* input, const T* weight, const T* bias, T* output, int64_t begin,
-                                        int64_t end) const {
-    const int64_t left = reach() - 1;
-    const int64_t count = (steps() + kLanes - 1) / kLanes * kLanes;
-    const int64_t pitch = left + count;
-    // Rows of zeros above and below, so that every output row has all its taps.
+  // The usual case: 2 x 2 taps a phase, whose weights stay in registers.
+  SEGKERNELS_INLINE void row_of_2x2(const PhaseTap* even, const PhaseTap* odd, const acc_t* const* columns,
+                                    int64_t pitch, acc_t add, acc_t* to) const {
+    const acc_t weights[2][4] = {{even[0].weight, even[1].weight, even[2].weight, even[3].weight},
+                                 {odd[0].weight, odd[1].weight, odd[2].weight, odd[3].weight}};
+    const auto sum = [&](int u, int64_t j) SEGKERNELS_INLINE_LAMBDA {
+      const acc_t* w = weights[u];
+      const acc_t *upper = columns[u] + j, *lower = upper - pitch;
+      const vec above = w[0] * load(upper) + w[1] * load(upper - 1);
+      const vec below = w[2] * load(lower) + w[3] * load(lower - 1);
+      return (above + below) + add;
+    };
+    interleave(sum, p.out_w, to);
+  }
+
+  // A padded plane of the input: rows of zeros above and below and columns of them left and right, so that every pixel
+  // of the output has all its taps.
+  struct Padded {
+    int64_t above, left, pitch, rows;
+  };
+  Padded padded() const {
     const int64_t above = (p.kernel_h + p.stride_h - 1) / p.stride_h - 1;
+    const int64_t columns = start(p.stride_w - 1).column + (p.out_w + p.stride_w - 1) / p.stride_w + kLanes;
     const int64_t rows = (p.out_h - 1 + p.pad_h) / p.stride_h + 1;
-    Scratch<acc_t> padded((above + std::max(rows, p.in_h)) * pitch);
-    std::fill_n(padded.get(), (above + std::max(rows, p.in_h)) * pitch, acc_t(0));
-    Scratch<acc_t> row(p.stride_w * count);
+    return {above, reach() - 1, reach() - 1 + std::max(columns, p.in_w), above + std::max(rows, p.in_h)};
+  }
+
+  SEGKERNELS_CLONES void output_plane(const Padded& shape, const acc_t* padded,
+                                      const std::vector<std::vector<PhaseTap>>& taps, acc_t add, acc_t* to) const {
+    std::vector<Start> starts(p.stride_w);
+    for (int64_t u = 0; u < p.stride_w; ++u) {
+      starts[u] = start(u);
+    }
+    int64_t r = p.pad_h % p.stride_h;
+    const acc_t* from = padded + (shape.above + p.pad_h / p.stride_h) * shape.pitch + shape.left;
+    for (int64_t y = 0; y < p.out_h; ++y, to += p.out_w) {
+      output_row(taps.data() + r * p.stride_w, starts, from, shape.pitch, add, to);
+      if (++r == p.stride_h) {
+        r = 0;
+        from += shape.pitch;
+      }
+    }
+  }
+
+  template <typename T>
+  void forward_planes(const T* input, const T* weight, const T* bias, T* output, int64_t begin, int64_t end) const {
+    const Padded shape = padded();
+    Scratch<acc_t> plane_values(shape.rows * shape.pitch);
+    std::fill_n(plane_values.get(), shape.rows * shape.pitch, acc_t(0));
+    Scratch<acc_t> converted(std::is_same_v<T, acc_t> ? 0 : p.out_plane());
     std::vector<std::vector<PhaseTap>> taps(p.stride_h * p.stride_w);
     for (int64_t plane = begin; plane < end; ++plane) {
       const int64_t channel = plane % p.in_channels;
-      const T* w = weight + channel * p.taps();
-      const acc_t add = bias ? static_cast<acc_t>(bias[channel]) : acc_t(0);
       for (std::vector<PhaseTap>& phase : taps) {
         phase.clear();
       }
+      const T* w = weight + channel * p.taps();
       for (int64_t ky = 0; ky < p.kernel_h; ++ky) {
-        for (int64_t kx = 0; kx < p.kernel_w; ++kx) {
+        for (int64_t kx = 0; kx < p.kernel_w; ++kx, ++w) {
           taps[ky % p.stride_h * p.stride_w + kx % p.stride_w].push_back(
-              {left - kx / p.stride_w - ky / p.stride_h * pitch, static_cast<acc_t>(w[ky * p.kernel_w + kx])});
+              {-kx / p.stride_w - ky / p.stride_h * shape.pitch, static_cast<acc_t>(*w)});
         }
       }
-      pad_plane(input + plane * p.in_plane(), p.in_h, p.in_w, left, pitch, padded.get() + above * pitch);
-      for (int64_t y = 0; y < p.out_h; ++y) {
-        const int64_t q = (y + p.pad_h) / p.stride_h;
-        const std::vector<PhaseTap>* phases = taps.data() + (y + p.pad_h - q * p.stride_h) * p.stride_w;
-        const acc_t* from = padded.get() + (above + q) * pitch;
-        T* to = output + plane * p.out_plane() + y * p.out_w;
-        if (p.stride_w == 2) {  // the usual case
-          row_of_two_phases(phases[0], phases[1], from, add, p.pad_w, p.out_w, to);
-          continue;
+      for (int64_t y = 0; y < p.in_h; ++y) {
+        const T* from = input + plane * p.in_plane() + y * p.in_w;
+        acc_t* to = plane_values.get() + (shape.above + y) * shape.pitch + shape.left;
+        if constexpr (std::is_same_v<T, acc_t>) {
+          std::copy_n(from, p.in_w, to);
+        } else {
+          load_values(from, 1, p.in_w, to);
         }
-        for (int64_t u = 0; u < p.stride_w; ++u) {
-          for (int64_t t = 0; t < count; t += kLanes) {
-            const vec sum = phase_sum(phases[u], from + t);
-            for (int64_t lane = 0; lane < kLanes; ++lane) {
-              row.get()[(t + lane) * p.stride_w + u] = sum[lane];
-            }
-          }
-        }
-        for (int64_t x = 0; x < p.out_w; ++x) {
-          to[x] = static_cast<T>(row.get()[p.pad_w + x] + add);
-        }
+      }
+      const acc_t add = bias ? static_cast<acc_t>(bias[channel]) : acc_t(0);
+      T* to = output + plane * p.out_plane();
+      if constexpr (std::is_same_v<T, acc_t>) {
+        output_plane(shape, plane_values.get(), taps, add, to);
+      } else {
+        output_plane(shape, plane_values.get(), taps, add, converted.get());
+        store_values(converted.get(), 1, p.out_plane(), to);
       }
     }
   }
 
+  template <typename T>
   void forward(const T* input, const T* weight, const T* bias, T* output) const {
     parallel_items(p.batch * p.in_channels, p.out_plane(),
                    [&](int64_t begin, int64_t end) { forward_planes(input, weight, bias, output, begin, end); });
@@ -213,8 +271,9 @@ struct Depthwise {
   }
 
   // All gradients of some channels, in one pass over the output's gradient; those that are null are left out.
-  SEGKERNELS_CLONES void backward_channels(const T* input, const T* weight, const T* grad, T* grad_input,
-                                           T* grad_weight, T* grad_bias, int64_t begin, int64_t end) const {
+  SEGKERNELS_CLONES void backward_channels(const acc_t* input, const acc_t* weight, const acc_t* grad,
+                                           acc_t* grad_input, acc_t* grad_weight, acc_t* grad_bias, int64_t begin,
+                                           int64_t end) const {
     const int64_t width = (p.in_w + kLanes - 1) / kLanes * kLanes;
     const int64_t pitch = width + reach() - 1;
     Scratch<acc_t> x(p.in_h * width);
@@ -225,12 +284,12 @@ struct Depthwise {
     std::vector<acc_t> partial(p.taps() * kLanes);
     std::vector<double> total(p.taps());
     for (int64_t channel = begin; channel < end; ++channel) {
-      const T* w = weight + channel * p.taps();
+      const acc_t* w = weight + channel * p.taps();
       double bias_total = 0;
       std::fill(total.begin(), total.end(), 0.0);
       for (int64_t n = 0; n < p.batch; ++n) {
         const int64_t plane = n * p.in_channels + channel;
-        const T* from = grad + plane * p.out_plane();
+        const acc_t* from = grad + plane * p.out_plane();
         for (int64_t y = 0; y < p.out_h; ++y) {
           pad_plane(from + y * p.out_w, 1, p.out_w, std::min(p.pad_w, p.stride_w * pitch), p.stride_w * pitch,
                     row.get());
@@ -253,7 +312,7 @@ struct Depthwise {
             for (int64_t kx = 0; kx < p.kernel_w; ++kx) {
               const int64_t j = kx / p.stride_w;
               const acc_t* shifted = g.get() + (at * p.stride_w + kx - j * p.stride_w) * pitch + j;
-              taps[count++] = {shifted, static_cast<acc_t>(w[ky * p.kernel_w + kx])};
+              taps[count++] = {shifted, w[ky * p.kernel_w + kx]};
               if (grad_weight) {
                 unaligned_vec& sum = reinterpret_cast<unaligned_vec&>(partial[(ky * p.kernel_w + kx) * kLanes]);
                 vec running = sum;
@@ -267,9 +326,9 @@ struct Depthwise {
           }
           if (grad_input) {
             add_taps(taps.data(), count, sums.get(), p.in_w);
-            T* to = grad_input + plane * p.in_plane() + y * p.in_w;
+            acc_t* to = grad_input + plane * p.in_plane() + y * p.in_w;
             for (int64_t i = 0; i < p.in_w; ++i) {
-              to[i] = static_cast<T>(sums.get()[i]);
+              to[i] = sums.get()[i];
             }
           }
         }
@@ -278,16 +337,16 @@ struct Depthwise {
         }
       }
       for (int64_t tap = 0; tap < p.taps() && grad_weight; ++tap) {
-        grad_weight[channel * p.taps() + tap] = static_cast<T>(static_cast<acc_t>(total[tap]));
+        grad_weight[channel * p.taps() + tap] = static_cast<acc_t>(total[tap]);
       }
       if (grad_bias) {
-        grad_bias[channel] = static_cast<T>(static_cast<acc_t>(bias_total));
+        grad_bias[channel] = static_cast<acc_t>(bias_total);
       }
     }
   }
 
   // In pieces whose sums stay short, so that their error stays small.
-  static SEGKERNELS_INLINE double plane_sum(const T* from, int64_t count) {
+  static SEGKERNELS_INLINE double plane_sum(const acc_t* from, int64_t count) {
     constexpr int64_t kPiece = 1024;
     double total = 0;
     for (int64_t i = 0; i < count; i += kPiece) {
@@ -296,11 +355,11 @@ struct Depthwise {
       int64_t k = i;
       for (; k + kLanes <= end; k += kLanes) {
         for (int64_t lane = 0; lane < kLanes; ++lane) {
-          lanes[lane] += static_cast<acc_t>(from[k + lane]);
+          lanes[lane] += from[k + lane];
         }
       }
       for (; k < end; ++k) {
-        lanes[0] += static_cast<acc_t>(from[k]);
+        lanes[0] += from[k];
       }
       for (const acc_t lane : lanes) {
         total += static_cast<double>(lane);
@@ -309,7 +368,8 @@ struct Depthwise {
     return total;
   }
 
-  void backward(const T* input, const T* weight, const T* grad, T* grad_input, T* grad_weight, T* grad_bias) const {
+  void backward(const acc_t* input, const acc_t* weight, const acc_t* grad, acc_t* grad_input, acc_t* grad_weight,
+                acc_t* grad_bias) const {
     // A channel is one thread's: the order of its sums over the batch depends on nothing else.
     parallel_items(p.in_channels, p.batch * p.out_plane(), [&](int64_t begin, int64_t end) {
       backward_channels(input, weight, grad, grad_input, grad_weight, grad_bias, begin, end);

@@ -21,9 +21,8 @@ inline bool phases_apply(const ConvTranspose2dParams& p) {
          p.output_pad_w <= p.pad_w;
 }
 
-template <typename T>
+template <typename acc_t>
 struct Phases {
-  using acc_t = accumulate_t<T>;
   using G = Gemm<acc_t>;
   static constexpr int64_t kRows = G::kRows;
   static constexpr int64_t kCols = G::kCols;
@@ -137,35 +136,35 @@ struct Phases {
     }
   }
 
-  acc_t input_at(const T* input, int64_t neighbour, const Position& at) const {
+  acc_t input_at(const acc_t* input, int64_t neighbour, const Position& at) const {
     const int64_t y = at.q - neighbour / 2 % 2;
     const int64_t x = at.t - neighbour % 2;
     if (y < 0 || y >= p.in_h || x < 0 || x >= p.in_w) {
       return acc_t(0);
     }
-    return static_cast<acc_t>(input[((at.n * p.in_channels + neighbour / 4) * p.in_h + y) * p.in_w + x]);
+    return input[((at.n * p.in_channels + neighbour / 4) * p.in_h + y) * p.in_w + x];
   }
 
   // [depth][kCols] of the weight: depth is the neighbour, columns are (out channel, r, u).
-  SEGKERNELS_CLONES void pack_weight(const T* weight, int64_t k0, int64_t depth, int64_t panel, acc_t* to) const {
+  SEGKERNELS_CLONES void pack_weight(const acc_t* weight, int64_t k0, int64_t depth, int64_t panel, acc_t* to) const {
     for (int64_t c = 0; c < kCols; c += kLanes) {
       const int64_t first = panel * kCols + c;
       const Column col = column(first);
       for (int64_t k = 0; k < depth; ++k) {
         acc_t* at = to + k * kCols + c;
-        const T* from = weight + (first < columns() ? weight_offset(k0 + k, col) : 0);
+        const acc_t* from = weight + (first < columns() ? weight_offset(k0 + k, col) : 0);
         // The taps of one k lie a plane apart, too far for the hardware to foresee the next row's: 18.4 -> 17.4 ms
         // (FCN-32s).
         __builtin_prefetch(from + p.kernel_w);
         for (int64_t lane = 0; lane < kLanes; ++lane) {
-          at[lane] = first < columns() ? static_cast<acc_t>(from[lane]) : acc_t(0);
+          at[lane] = first < columns() ? from[lane] : acc_t(0);
         }
       }
     }
   }
 
   // [depth][kCols] of the output's gradient: depth is the position, columns are (out channel, r, u).
-  SEGKERNELS_CLONES void pack_grad(const T* grad, int64_t k0, int64_t depth, int64_t panel, acc_t* to) const {
+  SEGKERNELS_CLONES void pack_grad(const acc_t* grad, int64_t k0, int64_t depth, int64_t panel, acc_t* to) const {
     for (int64_t c = 0; c < kCols; c += kLanes) {
       const int64_t first = panel * kCols + c;
       const Column col = column(first);
@@ -179,48 +178,48 @@ struct Phases {
           k0, depth, col,
           [&](int64_t k, int64_t offset) SEGKERNELS_INLINE_LAMBDA {
             for (int64_t lane = 0; lane < kLanes; ++lane) {
-              to[k * kCols + c + lane] = static_cast<acc_t>(grad[offset + lane]);
+              to[k * kCols + c + lane] = grad[offset + lane];
             }
           },
           [&](int64_t k, const Span& s) SEGKERNELS_INLINE_LAMBDA { load_span(grad, s, to + k * kCols + c); });
     }
   }
 
-  static SEGKERNELS_INLINE void load_span(const T* from, const Span& s, acc_t* lanes) {
+  static SEGKERNELS_INLINE void load_span(const acc_t* from, const Span& s, acc_t* lanes) {
     if (s.begin == 0 && s.end == kLanes) {
       for (int64_t lane = 0; lane < kLanes; ++lane) {
-        lanes[lane] = static_cast<acc_t>(from[s.offset + lane]);
+        lanes[lane] = from[s.offset + lane];
       }
     } else {
       for (int64_t lane = 0; lane < kLanes; ++lane) {
-        lanes[lane] = lane >= s.begin && lane < s.end ? static_cast<acc_t>(from[s.offset + lane]) : acc_t(0);
+        lanes[lane] = lane >= s.begin && lane < s.end ? from[s.offset + lane] : acc_t(0);
       }
     }
   }
 
   SEGKERNELS_CLONES void store_output(int64_t first_position, int64_t count, int64_t panel, const acc_t* tiles,
-                                      const T* bias, T* output) const {
+                                      const acc_t* bias, acc_t* output) const {
     for (int64_t c = 0; c < kCols && panel * kCols + c < columns(); c += kLanes) {
       const Column col = column(panel * kCols + c);
-      const acc_t add = bias ? static_cast<acc_t>(bias[col.channel]) : acc_t(0);
+      const acc_t add = bias ? bias[col.channel] : acc_t(0);
       // Rows of a tile and tiles follow each other at the same distance.
       const acc_t* rows = tiles + c;
       for_spans(
           first_position, count, col,
           [&](int64_t i, int64_t offset) SEGKERNELS_INLINE_LAMBDA {
             for (int64_t lane = 0; lane < kLanes; ++lane) {
-              output[offset + lane] = static_cast<T>(rows[i * kCols + lane] + add);
+              output[offset + lane] = rows[i * kCols + lane] + add;
             }
           },
           [&](int64_t i, const Span& s) SEGKERNELS_INLINE_LAMBDA {
             for (int64_t lane = s.begin; lane < s.end; ++lane) {
-              output[s.offset + lane] = static_cast<T>(rows[i * kCols + lane] + add);
+              output[s.offset + lane] = rows[i * kCols + lane] + add;
             }
           });
     }
   }
 
-  void forward(const T* input, const T* weight, const T* bias, T* output) const {
+  void forward(const acc_t* input, const acc_t* weight, const acc_t* bias, acc_t* output) const {
     for (int64_t first = 0; first < positions(); first += kPositions) {
       const int64_t count = std::min(kPositions, positions() - first);
       const auto a = pack_rows<acc_t>(count, neighbours(), [&](int64_t k0, int64_t depth, int64_t panel, acc_t* to) {
@@ -239,20 +238,22 @@ struct Phases {
   }
 
   // [depth][kRows] of the weight: depth is (out channel, r, u), rows are neighbours.
-  SEGKERNELS_CLONES void pack_weight_rows(const T* weight, int64_t k0, int64_t depth, int64_t panel, acc_t* to) const {
+  SEGKERNELS_CLONES void pack_weight_rows(const acc_t* weight, int64_t k0, int64_t depth, int64_t panel,
+                                          acc_t* to) const {
     for (int64_t k = 0; k < depth; k += kLanes) {
       const Column col = column(k0 + k);
       for (int64_t r = 0; r < kRows; ++r) {
-        const T* from = weight + weight_offset(panel * kRows + r, col);
+        const acc_t* from = weight + weight_offset(panel * kRows + r, col);
         for (int64_t lane = 0; lane < kLanes; ++lane) {
-          to[(k + lane) * kRows + r] = static_cast<acc_t>(from[lane]);
+          to[(k + lane) * kRows + r] = from[lane];
         }
       }
     }
   }
 
   // [depth][kCols] of the output's gradient: depth is (out channel, r, u), columns are positions.
-  SEGKERNELS_CLONES void pack_grad_columns(const T* grad, int64_t k0, int64_t depth, int64_t panel, acc_t* to) const {
+  SEGKERNELS_CLONES void pack_grad_columns(const acc_t* grad, int64_t k0, int64_t depth, int64_t panel,
+                                           acc_t* to) const {
     for (int64_t k = 0; k < depth; k += kLanes) {
       const Column col = column(k0 + k);
       for (int64_t c = 0; c < kCols; ++c) {
@@ -266,7 +267,7 @@ struct Phases {
     }
   }
 
-  void grad_input(const T* grad, const T* weight, T* result) const {
+  void grad_input(const acc_t* grad, const acc_t* weight, acc_t* result) const {
     // Per neighbour and position; an input pixel then adds up the four positions that saw it.
     Scratch<acc_t> seen(neighbours() * positions());
     const auto pack_a = [&](int64_t k0, int64_t depth, int64_t panel, acc_t* to) {
@@ -297,15 +298,15 @@ struct Phases {
           for (int64_t x = 0; x < p.in_w; ++x) {
             const acc_t* at = from + y * positions_w() + x;
             result[plane * p.in_plane() + y * p.in_w + x] =
-                static_cast<T>((at[0] + at[positions() + 1]) +
-                               (at[2 * positions() + positions_w()] + at[3 * positions() + positions_w() + 1]));
+                (at[0] + at[positions() + 1]) +
+                (at[2 * positions() + positions_w()] + at[3 * positions() + positions_w() + 1]);
           }
         }
       }
     });
   }
 
-  void grad_weight(const T* input, const T* grad, T* result, T* result_bias) const {
+  void grad_weight(const acc_t* input, const acc_t* grad, acc_t* result, acc_t* result_bias) const {
     const int64_t rows = neighbours() + 1;  // the last row is ones: its product is the bias gradient
     std::vector<acc_t> sums(columns());
     const auto a = pack_rows<acc_t>(rows, positions(), [&](int64_t k0, int64_t depth, int64_t panel, acc_t* to) {
@@ -341,7 +342,7 @@ struct Phases {
         for (int64_t i = 0; i < phases; ++i) {
           total += sums[channel * phases + i];
         }
-        result_bias[channel] = static_cast<T>(total);
+        result_bias[channel] = total;
       }
     }
   }

@@ -40,19 +40,18 @@ struct Runs {
   }
 };
 
-// `to[i * step_to] = from[i * step_from]`, converted.
-template <typename To, typename From>
-SEGKERNELS_INLINE void copy_strided(To* to, int64_t step_to, const From* from, int64_t step_from, int64_t count) {
+// `to[i * step_to] = from[i * step_from]`.
+template <typename T>
+SEGKERNELS_INLINE void copy_strided(T* to, int64_t step_to, const T* from, int64_t step_from, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
-    to[i * step_to] = static_cast<To>(from[i * step_from]);
+    to[i * step_to] = from[i * step_from];
   }
 }
 
 // kernel == stride. Rows of the products are (out channel, tap) in NCHW and (tap, out channel) in channels_last, so
 // that neighbouring rows are neighbours in the output.
-template <typename T>
+template <typename acc_t>
 struct Tiled {
-  using acc_t = accumulate_t<T>;
   using G = Gemm<acc_t>;
   static constexpr int64_t kRows = G::kRows;
   static constexpr int64_t kCols = G::kCols;
@@ -102,17 +101,17 @@ struct Tiled {
   }
 
   // [depth][kCols] of the output's gradient: depth is (out channel, tap), columns are pixels.
-  SEGKERNELS_CLONES void pack_grad(const T* grad, const int64_t* offsets, int64_t k0, int64_t depth, int64_t panel,
+  SEGKERNELS_CLONES void pack_grad(const acc_t* grad, const int64_t* offsets, int64_t k0, int64_t depth, int64_t panel,
                                    acc_t* to) const {
     std::fill(to, to + depth * kCols, acc_t(0));
     const Runs<kCols> all = runs(panel);
     for (int i = 0; i < all.count; ++i) {
       const Run& run = all.run[i];
-      const T* from = grad + out_pixel(run);
+      const acc_t* from = grad + out_pixel(run);
       if (channels_last) {
         for (int64_t c = 0; c < run.count; ++c) {
           for (int64_t k = 0; k < depth; ++k) {
-            to[k * kCols + run.col + c] = static_cast<acc_t>(from[c * out_step() + offsets[k0 + k]]);
+            to[k * kCols + run.col + c] = from[c * out_step() + offsets[k0 + k]];
           }
         }
       } else if (p.kernel_w == 2) {
@@ -127,7 +126,7 @@ struct Tiled {
     }
   }
 
-  SEGKERNELS_CLONES void store_grad_input(int64_t panel, const acc_t* tiles, T* grad_input) const {
+  SEGKERNELS_CLONES void store_grad_input(int64_t panel, const acc_t* tiles, acc_t* grad_input) const {
     const Runs<kCols> all = runs(panel);
     for (int64_t m = 0; m < p.in_channels; ++m) {
       const acc_t* row = tiles + (m / kRows) * G::kTile + (m % kRows) * kCols;
@@ -146,14 +145,13 @@ struct Tiled {
     return offsets;
   }
 
-  void grad_input(const T* grad, const T* weight, T* result) const {
+  void grad_input(const acc_t* grad, const acc_t* weight, acc_t* result) const {
     const std::vector<int64_t> offsets = out_offsets();
     const auto a = pack_rows<acc_t>(p.in_channels, rows(), [&](int64_t k0, int64_t depth, int64_t panel, acc_t* to) {
       for (int64_t r = 0; r < kRows; ++r) {
         const int64_t m = panel * kRows + r;
         for (int64_t k = 0; k < depth; ++k) {
-          to[k * kRows + r] =
-              m < p.in_channels ? static_cast<acc_t>(weight[m * rows() + weight_offset(k0 + k)]) : acc_t(0);
+          to[k * kRows + r] = m < p.in_channels ? weight[m * rows() + weight_offset(k0 + k)] : acc_t(0);
         }
       }
     });
@@ -167,14 +165,15 @@ struct Tiled {
 
   // [depth][kRows] of the input with a row of ones under its channels: depth is pixels. The row of ones makes the
   // product's last row the sums of the gradient, that is the bias gradient, without reading the gradient again.
-  SEGKERNELS_CLONES void pack_input_rows(const T* input, int64_t k0, int64_t depth, int64_t panel, acc_t* to) const {
+  SEGKERNELS_CLONES void pack_input_rows(const acc_t* input, int64_t k0, int64_t depth, int64_t panel,
+                                         acc_t* to) const {
     for (int64_t r = 0; r < kRows; ++r) {
       const int64_t m = panel * kRows + r;
       for (int64_t k = 0; k < depth;) {
         const int64_t n = (k0 + k) / p.in_plane();
         const int64_t pixel = k0 + k - n * p.in_plane();
         const int64_t count = std::min(depth - k, p.in_plane() - pixel);
-        const T* from = input + n * p.in_channels * p.in_plane() + pixel * in_step() + m * in_channel_step();
+        const acc_t* from = input + n * p.in_channels * p.in_plane() + pixel * in_step() + m * in_channel_step();
         acc_t* at = to + k * kRows + r;
         if (m < p.in_channels) {
           copy_strided(at, kRows, from, in_step(), count);
@@ -189,8 +188,8 @@ struct Tiled {
   }
 
   // [depth][kCols] of the output's gradient: depth is pixels, columns are (out channel, tap).
-  SEGKERNELS_CLONES void pack_grad_rows(const T* grad, const int64_t* offsets, int64_t k0, int64_t depth, int64_t panel,
-                                        acc_t* to) const {
+  SEGKERNELS_CLONES void pack_grad_rows(const acc_t* grad, const int64_t* offsets, int64_t k0, int64_t depth,
+                                        int64_t panel, acc_t* to) const {
     const int64_t valid = std::min(kCols, rows() - panel * kCols);
     const int64_t* offset = offsets + panel * kCols;
     if (valid < kCols) {
@@ -201,21 +200,21 @@ struct Tiled {
       const int64_t y = (k0 + k - n * p.in_plane()) / p.in_w;
       const int64_t x = k0 + k - n * p.in_plane() - y * p.in_w;
       const Run run{n, y, x, 0, std::min(depth - k, p.in_w - x)};
-      const T* from = grad + out_pixel(run);
+      const acc_t* from = grad + out_pixel(run);
       acc_t* at = to + k * kCols;
       const int64_t step = out_step();
       if (!channels_last && p.kernel_w == 2) {
         for (int64_t c = 0; c < valid; c += 2) {
-          const T* pair = from + offset[c];
+          const acc_t* pair = from + offset[c];
           for (int64_t i = 0; i < run.count; ++i) {
-            at[i * kCols + c] = static_cast<acc_t>(pair[2 * i]);
-            at[i * kCols + c + 1] = static_cast<acc_t>(pair[2 * i + 1]);
+            at[i * kCols + c] = pair[2 * i];
+            at[i * kCols + c + 1] = pair[2 * i + 1];
           }
         }
       } else {
         for (int64_t i = 0; i < run.count; ++i) {
           for (int64_t c = 0; c < valid; ++c) {
-            at[i * kCols + c] = static_cast<acc_t>(from[i * step + offset[c]]);
+            at[i * kCols + c] = from[i * step + offset[c]];
           }
         }
       }
@@ -224,7 +223,7 @@ struct Tiled {
   }
 
   // grad_weight [in_channels, out_channels, kernel_h, kernel_w] and grad_bias [out_channels]; either may be null.
-  void grad_weight(const T* input, const T* grad, T* result, T* result_bias) const {
+  void grad_weight(const acc_t* input, const acc_t* grad, acc_t* result, acc_t* result_bias) const {
     const std::vector<int64_t> offsets = out_offsets();
     std::vector<acc_t> sums(rows());  // of the gradient, per (out channel, tap)
     const int64_t in_rows = p.in_channels + 1;
@@ -243,7 +242,7 @@ struct Tiled {
           if (m == p.in_channels) {
             sums[place] = row[c];
           } else if (result) {
-            result[m * rows() + weight_offset(place)] = static_cast<T>(row[c]);
+            result[m * rows() + weight_offset(place)] = row[c];
           }
         }
       }
@@ -261,7 +260,7 @@ struct Tiled {
         total[weight_offset(m) / p.taps()] += sums[m];
       }
       for (int64_t c = 0; c < p.out_channels; ++c) {
-        result_bias[c] = static_cast<T>(total[c]);
+        result_bias[c] = total[c];
       }
     }
   }
