@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import subprocess
 import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
+from same_results import calls
 
+import segkernels.models
 from benchmarks import command, goals, options, readme, results, runner
 from benchmarks.cases import BASELINES_PEAK, Case, GpuGoal, Sweep, Work, case_named, load, models, operators, sweeps
 from benchmarks.ceilings import Ceilings
 from benchmarks.gate import is_right, with_leaves
 from benchmarks.models._case import model_case
+from benchmarks.models._torch import on_torch
 from benchmarks.results import Row
 from benchmarks.timing import Spread, interleaved, ratios
 from segkernels import cli
@@ -328,6 +332,25 @@ def test_case_files(name):
         assert {mode for goal in goals for mode in goal} <= set(case.modes), f"{case.name}: a goal of a mode that is not taken"
         if name in operators():
             assert set(case.modes) <= set(case.work(4).bytes)
+
+
+def test_every_model_has_a_row():
+    rows = {word for name in models() for word in [name, *(case.name.split()[0] for case in load(name)[0])]}
+    assert set(segkernels.models.list_models()) <= rows
+
+
+def test_network_on_torch(monkeypatch):
+    """The same parameters give the same results without any of our operators."""
+    monkeypatch.setattr("segkernels.models.xception.MIDDLE", 1)
+    build = functools.partial(segkernels.models.deeplabv3plus_xception, num_classes=2)
+    torch.manual_seed(0)
+    network = build().eval()
+    plain = on_torch(build).eval()
+    plain.load_state_dict(network.state_dict())
+    image = torch.randn(1, 3, 33, 33)
+    with torch.no_grad():
+        assert calls(network, image) and not calls(plain, image)
+        torch.testing.assert_close(plain(image)["out"], network(image)["out"], rtol=1e-4, atol=1e-6)
 
 
 def test_model_case():

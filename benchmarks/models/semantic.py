@@ -1,32 +1,19 @@
-"""Semantic models: against torchvision's where it has them, else against the same network on torch's own kernels."""
+"""Semantic models: against torchvision's or SMP's where they have them, else against the same network on torch's kernels."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from typing import Any
 
-import torch
 from torch import nn
 
-import segkernels
-from benchmarks.models._case import model_case
+from benchmarks.cases import Case
+from benchmarks.models._case import Builder, model_case
+from benchmarks.models._torch import on_torch
 from segkernels import models
 
 
-def on_torch(build: Callable[[], nn.Module]) -> nn.Module:
-    """The model, its operators on torch's kernels where torch has them."""
-    model = build()
-    forward = model.forward
-
-    def run(image: torch.Tensor):
-        with segkernels.backend("vendor"):
-            return forward(image)
-
-    model.forward = run
-    return model
-
-
-def without_dropout(build: Callable[[], nn.Module]) -> nn.Module:
+def without_dropout(build: Builder) -> nn.Module:
     """Every variant has to compute the same."""
     model = build()
     for module in model.modules():
@@ -41,23 +28,40 @@ def torchvision(name: str) -> nn.Module:
     return getattr(segmentation, name)(weights=None, weights_backbone=None)
 
 
-def case(name: str, shape: tuple[int, ...], **options):
+def smp(name: str, **options: Any) -> nn.Module:
+    import segmentation_models_pytorch
+
+    return getattr(segmentation_models_pytorch, name)(encoder_weights=None, **options)
+
+
+def case(name: str, shape: tuple[int, ...], baseline: str, theirs: Builder | None = None, **options: Any) -> Case:
+    """``theirs`` has parameters of the same shapes in the same order; None: our network on torch's kernels."""
     ours = functools.partial(getattr(models, name), **options)
-    if name in ("fcn_resnet50", "deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large"):
-        baselines = {"torchvision": functools.partial(torchvision, name)}
-    else:
-        baselines = {"torch.nn": functools.partial(on_torch, ours)}
-    still = {key: functools.partial(without_dropout, build) for key, build in baselines.items()}
-    return model_case(f"{name} {'x'.join(map(str, shape))}", functools.partial(without_dropout, ours), still, shape)
+    others = {baseline: functools.partial(without_dropout, theirs or functools.partial(on_torch, ours))}
+    return model_case(f"{name} {'x'.join(map(str, shape))}", functools.partial(without_dropout, ours), others, shape)
+
+
+def of_torchvision(name: str, shape: tuple[int, ...]) -> Case:
+    return case(name, shape, "torchvision", functools.partial(torchvision, name))
+
+
+def of_smp(name: str, theirs: str, encoder: str, shape: tuple[int, ...], **options: Any) -> Case:
+    classes = options.setdefault("num_classes", 21)
+    return case(name, shape, "smp", functools.partial(smp, theirs, encoder_name=encoder, classes=classes), **options)
 
 
 CASES = [
-    case("fcn_resnet50", (2, 3, 129, 129)),
-    case("deeplabv3_resnet50", (2, 3, 129, 129)),
-    case("deeplabv3_mobilenet_v3_large", (2, 3, 257, 257)),
-    case("deeplabv3plus_resnet50", (2, 3, 129, 129)),
-    case("fcn8s_vgg16", (1, 3, 128, 128), width=32),
-    case("deconvnet", (1, 3, 224, 224), width=16),
-    case("deeplabv1_vgg16", (1, 3, 161, 161), width=32),
-    case("encoder_unet", (2, 3, 128, 128)),
+    of_torchvision("fcn_resnet50", (2, 3, 81, 81)),
+    of_torchvision("fcn_resnet101", (1, 3, 97, 97)),
+    of_torchvision("deeplabv3_resnet50", (2, 3, 81, 81)),
+    of_torchvision("deeplabv3_resnet101", (2, 3, 65, 65)),
+    of_torchvision("deeplabv3_mobilenet_v3_large", (2, 3, 257, 257)),
+    of_smp("deeplabv3plus_resnet50", "DeepLabV3Plus", "resnet50", (2, 3, 128, 128), style="smp"),
+    of_smp("deeplabv3plus_resnet101", "DeepLabV3Plus", "resnet101", (2, 3, 96, 96), style="smp"),
+    of_smp("encoder_unet", "Unet", "resnet34", (2, 3, 128, 128), encoder_name="resnet34"),
+    case("deeplabv3plus_xception", (2, 3, 97, 97), "torch.nn"),
+    *(case(f"fcn{stride}s_vgg16", (1, 3, 128, 128), "torch.nn", width=32) for stride in (32, 16, 8)),
+    case("deconvnet", (2, 3, 224, 224), "torch.nn", width=16),
+    case("deeplabv1_vgg16", (1, 3, 161, 161), "torch.nn", width=32),
+    case("deeplabv2_resnet101", (1, 3, 97, 97), "torch.nn"),
 ]

@@ -13,13 +13,17 @@ from segkernels.nn.analysis import bilinear_
 from segkernels.nn.conv import ConvTranspose2d
 
 Size = int | tuple[int, int]
+#: Measured on a CPU: planes narrower than this in NCHW, and fewer pixels than that in channels_last, do not pay for laying
+#: out the pointwise weight, nor for folding norms into it.
+_NARROW, _FEW = 32, 256
 
 
 class DepthwiseSeparableConv2d(nn.Module):
     """Depthwise convolution, pointwise convolution, and after each one a norm and a ReLU if asked for.
 
-    On :func:`segkernels.ops.depthwise_separable_conv2d` where it can be one op: without norms always, with BatchNorm in eval,
-    where the norms are folded into the weights at each call, or once and for all by :meth:`fuse_`. Keys of the
+    On :func:`segkernels.ops.depthwise_separable_conv2d` where it can be one op and, on a CPU, the map is not small: without
+    norms always, with BatchNorm in eval, where the norms are folded into the weights at each call, or once and for all by
+    :meth:`fuse_`. Keys of the
     ``state_dict`` are detectron2's: ``depthwise.weight``, ``depthwise.norm.*``, ``pointwise.weight``, ``pointwise.norm.*``.
 
     Args:
@@ -83,7 +87,8 @@ class DepthwiseSeparableConv2d(nn.Module):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         convs = (self.depthwise, self.pointwise)
-        if all(not hasattr(conv, "norm") or (not self.training and _can_fold(conv)) for conv in convs):
+        foldable = all(not hasattr(conv, "norm") or (not self.training and _can_fold(conv)) for conv in convs)
+        if foldable and not _is_small(input):
             (depthwise_weight, depthwise_bias), (pointwise_weight, pointwise_bias) = map(_folded, convs)
             conv = self.depthwise
             stride, padding, dilation = conv.stride, conv.padding, conv.dilation
@@ -102,6 +107,14 @@ class DepthwiseSeparableConv2d(nn.Module):
 
     def extra_repr(self) -> str:
         return "" if self.activation is None else f"activation={self.activation!r}"
+
+
+def _is_small(input: torch.Tensor) -> bool:
+    if torch.compiler.is_compiling() or input.device.type != "cpu" or input.dim() != 4:
+        return False  # sizes may be symbols in what is compiled or exported
+    if input.is_contiguous():
+        return input.shape[3] < _NARROW
+    return input.shape[0] * input.shape[2] * input.shape[3] < _FEW
 
 
 def _can_fold(conv: nn.Conv2d) -> bool:

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from same_results import calls
 from torch import nn
 
 from segkernels.nn import ASPP, BilinearConvTranspose2d, DepthwiseSeparableConv2d
@@ -30,11 +31,12 @@ def by_hand(module, image):
 @pytest.mark.parametrize("norm", [None, nn.BatchNorm2d, lambda channels: nn.GroupNorm(2, channels)])
 @pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("training", [True, False])
-def test_separable_is_its_parts(norm, activation, training):
+@pytest.mark.parametrize("width", [8, 40], ids=["layer by layer", "fused"])
+def test_separable_is_its_parts(norm, activation, training, width):
     module = DepthwiseSeparableConv2d(4, 6, 3, 2, 1, channel_multiplier=2, norm=norm, activation=activation)
     trained_norms(module).train(training)
     twin = copy.deepcopy(module)
-    image = torch.randn(2, 4, 9, 8, requires_grad=True)
+    image = torch.randn(2, 4, 9, width, requires_grad=True)
     actual, expected = module(image), by_hand(twin, image)
     torch.testing.assert_close(actual, expected)
     seed = torch.randn_like(actual)
@@ -46,6 +48,19 @@ def test_separable_is_its_parts(norm, activation, training):
     assert all(torch.equal(a, b) for a, b in zip(module.buffers(), twin.buffers())), "running statistics"
 
 
+def test_separable_is_one_op_where_the_map_is_large():
+    module = DepthwiseSeparableConv2d(4, 6, padding=1, norm=nn.BatchNorm2d).eval()
+    for shape, format, fused in [
+        ((2, 4, 64, 31), torch.contiguous_format, False),
+        ((1, 4, 5, 32), torch.contiguous_format, True),
+        ((1, 4, 15, 17), torch.channels_last, False),
+        ((1, 4, 16, 16), torch.channels_last, True),
+    ]:
+        with torch.no_grad():
+            ran = calls(module, torch.randn(shape).contiguous(memory_format=format))
+        assert ran == ({"depthwise_separable_conv2d"} if fused else set())
+
+
 @pytest.mark.parametrize("bias", [None, True])
 def test_fuse_folds_the_norms(bias):
     module = trained_norms(
@@ -54,7 +69,7 @@ def test_fuse_folds_the_norms(bias):
     with pytest.raises(RuntimeError, match="eval"):
         module.fuse_()
     module.eval()
-    image = torch.randn(2, 4, 7, 7)
+    image = torch.randn(2, 4, 7, 33)
     expected = by_hand(module, image)
     assert module.fuse_() is module
     torch.testing.assert_close(module(image), expected)
