@@ -112,17 +112,6 @@ SEGKERNELS_CLONES void load_depthwise_row(const T* from, const DepthwiseStrides&
   }
 }
 
-template <typename T, typename acc_t>
-SEGKERNELS_INLINE void store_value(T& to, acc_t value) {
-  if constexpr (std::is_same_v<T, half>) {
-    to.x = float_to_half_bits(value);
-  } else if constexpr (std::is_same_v<T, bfloat16>) {
-    to.x = float_to_bfloat16_bits(value);
-  } else {
-    to = static_cast<T>(value);
-  }
-}
-
 // Results of one phase into their row.
 template <int kLanes, typename acc_t, typename T>
 SEGKERNELS_CLONES void store_depthwise_row(const acc_t* from, int64_t phase, const DepthwiseStrides& strides,

@@ -107,20 +107,10 @@ SEGKERNELS_CLONES void gemm_column_panel(int64_t row_panels, int64_t depth, cons
   }
 }
 
-// The same where A stands in memory row by row, as pixels do in channels_last: rows[panel * kRows + r] points at row r.
-// Its panels of B are 2 vectors wide, so that channel counts that are powers of two fill them.
+// For an A that stands in memory row by row, as pixels do in channels_last. Its panels of B are 2 vectors wide, so that
+// channel counts that are powers of two fill them.
 template <typename acc_t>
 using RowGemm = Gemm<acc_t, 6, 2>;
-
-template <typename acc_t>
-SEGKERNELS_CLONES void gemm_column_panel_rows(int64_t row_panels, int64_t depth, const acc_t* const* rows,
-                                              const acc_t* b, acc_t* tiles, bool accumulate) {
-  for (int64_t panel = 0; panel < row_panels; ++panel, rows += 6) {
-    const acc_t* const a[] = {rows[0], rows[1], rows[2], rows[3], rows[4], rows[5]};
-    const auto load = [&a](int r, int64_t k) SEGKERNELS_INLINE_LAMBDA { return a[r][k]; };
-    RowGemm<acc_t>::tile_product(depth, load, b, tiles + panel * RowGemm<acc_t>::kTile, accumulate);
-  }
-}
 
 // Uninitialised memory for packed operands and tiles.
 template <typename acc_t>

@@ -81,16 +81,21 @@ SEGKERNELS_CLONES void load_values(const scalar_t* from, int64_t step, int64_t c
   }
 }
 
+template <typename T, typename acc_t>
+SEGKERNELS_INLINE void store_value(T& to, acc_t value) {
+  if constexpr (std::is_same_v<T, half>) {
+    to.x = float_to_half_bits(static_cast<float>(value));
+  } else if constexpr (std::is_same_v<T, bfloat16>) {
+    to.x = float_to_bfloat16_bits(static_cast<float>(value));
+  } else {
+    to = static_cast<T>(value);
+  }
+}
+
 template <typename T, typename scalar_t>
 SEGKERNELS_CLONES void store_values(const T* from, int64_t step, int64_t count, scalar_t* to) {
   for (int64_t i = 0; i < count; ++i) {
-    if constexpr (std::is_same_v<scalar_t, half>) {
-      to[i * step].x = float_to_half_bits(static_cast<float>(from[i]));
-    } else if constexpr (std::is_same_v<scalar_t, bfloat16>) {
-      to[i * step].x = float_to_bfloat16_bits(static_cast<float>(from[i]));
-    } else {
-      to[i * step] = static_cast<scalar_t>(from[i]);
-    }
+    store_value(to[i * step], from[i]);
   }
 }
 

@@ -1,11 +1,12 @@
 // Convolutions of several dilations over one map on the CPU, results side by side in one output; see
 // shifted_products.h.
+#include "multi_dilation_conv2d.h"
+
 #include <torch/csrc/stable/library.h>
 
 #include <vector>
 
 #include "../common/dispatch.h"
-#include "../common/multi_dilation_conv2d.h"
 #include "shifted_products.h"
 
 namespace segkernels {
@@ -17,20 +18,43 @@ Tap tap_of(const Rate& rate, int64_t t, int64_t sign, int64_t channel) {
           sign * rate.dilation * (t % rate.kernel_w - rate.kernel_w / 2), channel};
 }
 
-template <typename T>
-Map<const T> map_of(const Tensor& tensor, bool channels_last) {
-  return {static_cast<const T*>(tensor.const_data_ptr()), tensor.size(1), tensor.size(2), tensor.size(3),
-          channels_last};
-}
+// The packed weights of each rate, those of a shared weight once, and where tap t of rate r is.
+template <typename acc_t>
+struct PackedRates {
+  std::vector<Scratch<acc_t>> packed;
+  int64_t size;
 
-template <typename T>
-Map<T> mutable_map_of(Tensor& tensor, bool channels_last) {
-  return {static_cast<T*>(tensor.mutable_data_ptr()), tensor.size(1), tensor.size(2), tensor.size(3), channels_last};
-}
+  // Forward: [O, C] products; `transposed` for the gradient of the input.
+  PackedRates(const std::vector<Tensor>& weights, const MultiDilationParams& p, bool transposed)
+      : size(packed_tap_size<acc_t>(transposed ? p.in_channels : p.out_channels,
+                                    transposed ? p.out_channels : p.in_channels)) {
+    for (const Tensor& weight : weights) {
+      packed.push_back(pack(weight, p, transposed));
+    }
+  }
+  const acc_t* tap(const Rate& rate, int64_t t) const {
+    return packed[rate.weight].get() + t * size;
+  }
 
-Tensor multi_dilation_conv2d_cpu(const Tensor& input,                 // [N, C, H, W]
-                                 const std::vector<Tensor>& weights,  // each [O, C, KH, KW]
-                                 std::vector<int64_t> dilations) {
+  static Scratch<acc_t> pack(const Tensor& weight, const MultiDilationParams& p, bool transposed) {
+    const Tensor dense = torch::stable::contiguous(weight);
+    const int64_t taps = weight.size(2) * weight.size(3), row = p.in_channels * taps;
+    Scratch<acc_t> result(0);
+    dispatch_floating(weight.scalar_type(), "multi_dilation_conv2d", [&]<typename T>() {
+      if constexpr (std::is_same_v<accumulate_t<T>, acc_t>) {
+        const T* data = static_cast<const T*>(dense.const_data_ptr());
+        result = transposed ? pack_taps<acc_t>(data, p.in_channels, p.out_channels, taps, taps, row)
+                            : pack_taps<acc_t>(data, p.out_channels, p.in_channels, taps, row, taps);
+      }
+    });
+    return result;
+  }
+};
+
+}  // namespace
+
+Tensor multi_dilation_forward(const Tensor& input, const std::vector<Tensor>& weights,
+                              const std::vector<int64_t>& dilations, const std::optional<Tensor>& bias) {
   const char* op = "multi_dilation_conv2d";
   const MultiDilationParams p = multi_dilation_params(op, input, weights, dilations);
   const bool channels_last = is_channels_last(input);
@@ -40,43 +64,43 @@ Tensor multi_dilation_conv2d_cpu(const Tensor& input,                 // [N, C, 
   if (output.numel() == 0) {
     return output;
   }
-  if (p.in_channels == 0) {
-    return torch::stable::zero_(output);
-  }
   const Tensor x = to_dense(input, channels_last);
-  dispatch_floating(input.scalar_type(), op, [&]<typename T>() {
-    using acc_t = accumulate_t<T>;
-    Scratch<acc_t> packed(0);
+  dispatch_compute(input.scalar_type(), [&]<typename acc_t>() {
+    const PixelRows<acc_t> source(x, channels_last);
+    std::vector<acc_t> add(bias ? p.out_channels : 0);
+    if (bias) {
+      const Tensor dense = torch::stable::contiguous(*bias);
+      dispatch_floating(input.scalar_type(), op, [&]<typename T>() {
+        load_values(static_cast<const T*>(dense.const_data_ptr()), 1, p.out_channels, add.data());
+      });
+    }
+    std::optional<PackedRates<acc_t>> packed;
     for (size_t r = 0; r < p.rates.size(); ++r) {
-      const Rate& rate = p.rates[r];
-      const int64_t taps = rate.taps();
+      Rate rate = p.rates[r];
       if (r == 0 || weights.size() > 1) {
-        const Tensor weight = torch::stable::contiguous(weights[r]);
-        packed = Scratch<acc_t>(0);  // before the next one is allocated
-        packed = pack_taps<acc_t>(static_cast<const T*>(weight.const_data_ptr()), p.out_channels, p.in_channels, taps,
-                                  p.in_channels * taps, taps);
+        packed.reset();  // one rate's weights at a time
+        packed.emplace(std::vector<Tensor>{weights[r]}, p, false);
       }
-      const int64_t size = Gemm<acc_t>::row_panels(p.out_channels) * Gemm<acc_t>::kRows * p.in_channels;
+      rate.weight = 0;
       std::vector<Tap> shifts;
       std::vector<const acc_t*> operands;
-      for (int64_t t = 0; t < taps; ++t) {
+      for (int64_t t = 0; t < rate.taps(); ++t) {
         shifts.push_back(tap_of(rate, t, 1, 0));
-        operands.push_back(packed.get() + t * size);
+        operands.push_back(packed->tap(rate, t));
       }
-      shifted_products(map_of<T>(x, channels_last), p.in_channels, shifts, operands,
-                       pixels_by_taps(p.batch, p.height, p.width, shifts), p.out_channels,
-                       mutable_map_of<T>(output, channels_last), static_cast<int64_t>(r) * p.out_channels);
+      shifted_products(source, p.in_channels, shifts, operands, pixels_by_taps(p.batch, p.height, p.width, shifts),
+                       p.out_channels, bias ? add.data() : nullptr,
+                       {output, channels_last, static_cast<int64_t>(r) * p.out_channels});
     }
   });
   return output;
 }
 
 // Gradients of the input and of each weight; those that are not asked for come back empty.
-std::vector<Tensor> multi_dilation_conv2d_backward_cpu(const Tensor& grad_output,           // [N, R * O, H, W]
-                                                       const Tensor& input,                 // [N, C, H, W]
-                                                       const std::vector<Tensor>& weights,  // each [O, C, KH, KW]
-                                                       std::vector<int64_t> dilations, bool need_input,
-                                                       bool need_weights) {
+std::vector<Tensor> multi_dilation_backward(const Tensor& grad_output,           // [N, R * O, H, W]
+                                            const Tensor& input,                 // [N, C, H, W]
+                                            const std::vector<Tensor>& weights,  // each [O, C, KH, KW]
+                                            const std::vector<int64_t>& dilations, bool need_input, bool need_weights) {
   const char* op = "multi_dilation_conv2d_backward";
   const MultiDilationParams p = multi_dilation_params(op, input, weights, dilations);
   const bool channels_last = is_channels_last(input);
@@ -102,50 +126,64 @@ std::vector<Tensor> multi_dilation_conv2d_backward_cpu(const Tensor& grad_output
   if (nothing) {
     return grads;
   }
-  dispatch_floating(input.scalar_type(), op, [&]<typename T>() {
-    using acc_t = accumulate_t<T>;
-    const auto upstream = map_of<T>(g, channels_last);
+  dispatch_compute(input.scalar_type(), [&]<typename acc_t>() {
+    const PixelRows<acc_t> upstream(g, channels_last);
     if (need_input) {
       // One product over the taps of all rates.
-      std::vector<Scratch<acc_t>> packed;
-      for (const Tensor& weight : weights) {
-        const Tensor w = torch::stable::contiguous(weight);
-        const int64_t taps = w.size(2) * w.size(3);
-        packed.push_back(pack_taps<acc_t>(static_cast<const T*>(w.const_data_ptr()), p.in_channels, p.out_channels,
-                                          taps, taps, p.in_channels * taps));
-      }
-      const int64_t size = Gemm<acc_t>::row_panels(p.in_channels) * Gemm<acc_t>::kRows * p.out_channels;
+      const PackedRates<acc_t> packed(weights, p, true);
       std::vector<Tap> shifts;
       std::vector<const acc_t*> operands;
       for (int64_t r = 0; r < rates; ++r) {
         for (int64_t t = 0; t < p.rates[r].taps(); ++t) {
           shifts.push_back(tap_of(p.rates[r], t, -1, r * p.out_channels));
-          operands.push_back(packed[p.rates[r].weight].get() + t * size);
+          operands.push_back(packed.tap(p.rates[r], t));
         }
       }
-      shifted_products(upstream, p.out_channels, shifts, operands, pixels_by_taps(p.batch, p.height, p.width, shifts),
-                       p.in_channels, mutable_map_of<T>(grads[0], channels_last), 0);
+      shifted_products<acc_t>(upstream, p.out_channels, shifts, operands,
+                              pixels_by_taps(p.batch, p.height, p.width, shifts), p.in_channels, nullptr,
+                              {grads[0], channels_last, 0});
     }
-    for (size_t i = 0; need_weights && i < weights.size(); ++i) {
+    if (!need_weights) {
+      return;
+    }
+    const PixelRows<acc_t> source(x, channels_last);
+    for (size_t i = 0; i < weights.size(); ++i) {
       const int64_t taps = weights[i].size(2) * weights[i].size(3);
       const int64_t size = p.out_channels * p.in_channels;
       Scratch<acc_t> sums(taps * size);  // [tap][O][C], whose rows are written whole
       std::fill_n(sums.get(), taps * size, acc_t(0));
       for (int64_t r = 0; r < rates; ++r) {
         for (int64_t t = 0; p.rates[r].weight == static_cast<int64_t>(i) && t < taps; ++t) {
-          add_shifted_outer_product(upstream, r * p.out_channels, p.out_channels, map_of<T>(x, channels_last), p.batch,
-                                    tap_of(p.rates[r], t, 1, 0), sums.get() + t * size);
+          add_shifted_outer_product(upstream, r * p.out_channels, p.out_channels, source, tap_of(p.rates[r], t, 1, 0),
+                                    sums.get() + t * size);
         }
       }
-      T* to = static_cast<T*>(grads[i + 1].mutable_data_ptr());
-      parallel_items(size, taps, [&](int64_t begin, int64_t end) {
-        for (int64_t t = 0; t < taps; ++t) {
-          store_values(sums.get() + t * size + begin, taps, end - begin, to + begin * taps + t);
-        }
+      dispatch_floating(input.scalar_type(), op, [&]<typename T>() {
+        T* to = static_cast<T*>(grads[i + 1].mutable_data_ptr());
+        parallel_items(size, taps, [&](int64_t begin, int64_t end) {
+          for (int64_t t = 0; t < taps; ++t) {
+            store_values(sums.get() + t * size + begin, taps, end - begin, to + begin * taps + t);
+          }
+        });
       });
     }
   });
   return grads;
+}
+
+namespace {
+
+Tensor multi_dilation_conv2d_cpu(const Tensor& input,                 // [N, C, H, W]
+                                 const std::vector<Tensor>& weights,  // each [O, C, KH, KW]
+                                 std::vector<int64_t> dilations) {
+  return multi_dilation_forward(input, weights, dilations, std::nullopt);
+}
+
+std::vector<Tensor> multi_dilation_conv2d_backward_cpu(const Tensor& grad_output, const Tensor& input,
+                                                       const std::vector<Tensor>& weights,
+                                                       std::vector<int64_t> dilations, bool need_input,
+                                                       bool need_weights) {
+  return multi_dilation_backward(grad_output, input, weights, dilations, need_input, need_weights);
 }
 
 }  // namespace

@@ -1,196 +1,68 @@
 // A sum of matrix products over shifted maps: what a dilated convolution of stride 1 is, and its gradients are.
 //
 // Pixels that have the same taps inside the map stand next to each other in the product's order, whatever rows they lie
-// in, and are cut into panels of Gemm::kCols. A panel is multiplied only with the taps that some pixel of it has: at
-// large dilations most of the kernel lies in the padding and is never computed.
+// in, and are multiplied six at a time. Six pixels are multiplied only with the taps that some of them has: at large
+// dilations most of the kernel lies in the padding and is never computed.
 #pragma once
 
-#include <algorithm>
-#include <array>
-#include <cstdint>
 #include <cstring>
-#include <type_traits>
-#include <vector>
 
-#include "../common/gemm.h"
-#include "../common/loss_blocks.h"
-#include "../common/parallel.h"
 #include "../common/simd.h"
-#include "../common/transpose.h"
+#include "pixel_rows.h"
 
 namespace segkernels {
 
-// A dense [N, C, H, W] in either layout.
-template <typename T>
-struct Map {
-  T* data;
-  int64_t channels, height, width;
-  bool channels_last;
-
-  int64_t pixel_step() const {
-    return channels_last ? channels : 1;
-  }
-  int64_t channel_step() const {
-    return channels_last ? 1 : height * width;
-  }
-  T* at(int64_t n, int64_t c, int64_t y, int64_t x) const {
-    return data + n * channels * height * width + c * channel_step() + (y * width + x) * pixel_step();
-  }
-};
-
-struct Pixel {
-  int64_t n, y, x;
-};
-
-// Rows of the product that are computed together: their sums and a block of their weights lie in L2.
+// Channels of the result that are computed together: their sums lie in L2.
 constexpr int64_t kRowChunk = 256;
+// Pixels that are: a panel of weights is read from L1 for all of them.
+constexpr int64_t kPixelGroup = 96;
 
-// A tap reads the pixel at (y + dy, x + dx), from `channel` on.
-struct Tap {
-  int64_t dy, dx, channel;
-};
-
-// Pixels that follow each other in memory, in columns [column, column + length) of a panel; no data: padding.
-template <typename T>
-struct Run {
-  int64_t column, length;
-  T* data;
-};
-
-template <typename T, int64_t kMost>
-struct Runs {
-  std::array<Run<T>, kMost> runs;
-  int64_t count = 0;
-  bool inside = false;  // some pixel of some run
-
-  Runs(const Map<T>& map, const Pixel* pixels, int64_t pixel_count, const Tap& tap) {
-    for (int64_t i = 0; i < pixel_count; ++i) {
-      const int64_t y = pixels[i].y + tap.dy;
-      const int64_t x = pixels[i].x + tap.dx;
-      T* data = nullptr;
-      if (y >= 0 && y < map.height && x >= 0 && x < map.width) {
-        data = map.at(pixels[i].n, tap.channel, y, x);
-        inside = true;
-      }
-      if (count > 0) {
-        Run<T>& last = runs[count - 1];
-        if (data == (last.data ? last.data + last.length * map.pixel_step() : nullptr)) {
-          ++last.length;
-          continue;
-        }
-      }
-      runs[count++] = {i, 1, data};
-    }
-  }
-  const Run<T>* begin() const {
-    return runs.data();
-  }
-  const Run<T>* end() const {
-    return runs.data() + count;
-  }
-};
-
-// `rows` rows of `length` values each, `from_step` and `to_step` apart.
-template <typename T, typename acc_t>
-SEGKERNELS_CLONES void copy_rows(const T* from, int64_t from_step, int64_t rows, int64_t length, acc_t* to,
-                                 int64_t to_step) {
-  for (int64_t row = 0; row < rows; ++row, from += from_step, to += to_step) {
-    if constexpr (std::is_same_v<T, float>) {
-      // Whole vectors, the last one overlapping: rows are a few pixels long.
-      if (length >= 8) {
-        for (int64_t i = 0; i < length; i += 8) {
-          const int64_t at = std::min(i, length - 8);
-          store_vector(to + at, load_vector<f32x8>(from + at));
-        }
-        continue;
-      }
-    }
-    for (int64_t i = 0; i < length; ++i) {
-      to[i] = to_compute<acc_t>(from[i]);
-    }
-  }
-}
-
-// `depth` channels of the pixels of a panel as [depth][kCols]. `rows` holds as much as the panel.
-template <typename T, typename acc_t, int64_t kMost>
-void pack_pixels(const Map<const T>& map, const Runs<const T, kMost>& runs, int64_t columns, int64_t k0, int64_t depth,
-                 acc_t* rows, acc_t* to) {
-  constexpr int64_t kCols = Gemm<acc_t>::kCols;
-  const bool whole = runs.count == 1 && columns == kCols && runs.inside;
-  if (map.channels_last) {
-    if constexpr (std::is_same_v<T, acc_t>) {
-      if (whole) {
-        transpose(runs.runs[0].data + k0, map.channels, kCols, depth, to, kCols);
-        return;
-      }
-    }
-    if (!whole) {
-      std::memset(rows, 0, kCols * depth * sizeof(acc_t));
-    }
-    for (const auto& run : runs) {
-      if (run.data) {
-        copy_rows(run.data + k0, map.channels, run.length, depth, rows + run.column * depth, depth);
-      }
-    }
-    transpose(rows, depth, kCols, depth, to, kCols);
-    return;
-  }
-  if (!whole) {
-    std::memset(to, 0, kCols * depth * sizeof(acc_t));
-  }
-  for (const auto& run : runs) {
-    if (run.data) {
-      copy_rows(run.data + k0 * map.channel_step(), map.channel_step(), depth, run.length, to + run.column, kCols);
-    }
-  }
-}
-
-// sums [row][kCols] into `rows` channels of the panel's pixels.
-template <typename T, typename acc_t, int64_t kMost>
-void store_pixels(const Map<T>& map, const Runs<T, kMost>& runs, int64_t rows, const acc_t* sums) {
-  constexpr int64_t kCols = Gemm<acc_t>::kCols;
-  for (const auto& run : runs) {
-    if (map.channels_last) {
-      for (int64_t i = 0; i < run.length; ++i) {
-        acc_t values[kRowChunk];
-        load_values(sums + run.column + i, kCols, rows, values);
-        store_values(values, 1, rows, run.data + i * map.channels);
-      }
-    } else {
-      for (int64_t row = 0; row < rows; ++row) {
-        store_values(sums + row * kCols + run.column, 1, run.length, run.data + row * map.channel_step());
-      }
-    }
-  }
-}
-
-// Weights of all taps, each as the left operand of a product: [tap][block of kDepth][row panel][depth][kRows]. Element
-// (row, k) of tap t is weight[row * row_step + k * depth_step + t].
+// Weights of all taps, each as the right operand of a product: [tap][block of kDepth][row panel][depth][kCols]. Element
+// (row, k) of tap t is weight[row * row_step + k * depth_step + t]; one of the two steps is the number of taps.
 template <typename acc_t, typename T>
 Scratch<acc_t> pack_taps(const T* weight, int64_t rows, int64_t depth, int64_t taps, int64_t row_step,
                          int64_t depth_step) {
-  using G = Gemm<acc_t>;
-  const int64_t panels = G::row_panels(rows);
-  const int64_t size = panels * G::kRows * depth;
+  using G = RowGemm<acc_t>;
+  const int64_t panels = G::col_panels(rows);
+  const int64_t size = panels * G::kCols * depth;
+  // What is contiguous is turned at once, a few places of the depth.
+  const int64_t most = depth_step == taps ? 8 : 1;
   Scratch<acc_t> packed(taps * size);
-  parallel_items(panels, taps * depth * G::kRows, [&](int64_t begin, int64_t end) {
+  parallel_items(panels, taps * depth * G::kCols, [&](int64_t begin, int64_t end) {
+    Scratch<acc_t> values(G::kCols * most * taps), turned(most * taps * G::kCols);
+    std::fill_n(values.get(), G::kCols * most * taps, acc_t(0));
     for (int64_t panel = begin; panel < end; ++panel) {
-      for (int64_t k0 = 0; k0 < depth; k0 += G::kDepth) {
-        const int64_t count = std::min(G::kDepth, depth - k0);
-        acc_t* to = packed.get() + (k0 * panels + panel * count) * G::kRows;
-        for (int64_t k = 0; k < count; ++k) {
-          for (int64_t r = 0; r < G::kRows; ++r) {
-            const int64_t row = panel * G::kRows + r;
-            const T* from = weight + row * row_step + (k0 + k) * depth_step;
-            for (int64_t t = 0; t < taps; ++t) {
-              to[t * size + k * G::kRows + r] = row < rows ? to_compute<acc_t>(from[t]) : acc_t(0);
-            }
+      const int64_t valid = std::min<int64_t>(G::kCols, rows - panel * G::kCols);
+      for (int64_t k = 0, count; k < depth; k += count) {
+        const int64_t k0 = k / G::kDepth * G::kDepth;
+        const int64_t block = std::min(G::kDepth, depth - k0);
+        count = std::min(most, k0 + block - k);
+        const T* from = weight + panel * G::kCols * row_step + k * depth_step;
+        const acc_t* source = values.get();
+        int64_t step = most * taps;
+        if constexpr (std::is_same_v<T, acc_t>) {
+          source = valid == G::kCols ? from : source;
+          step = valid == G::kCols ? row_step : step;
+        }
+        for (int64_t r = 0; source == values.get() && r < valid; ++r) {
+          load_values(from + r * row_step, 1, count * taps, values.get() + r * step);
+        }
+        transpose(source, step, G::kCols, count * taps, turned.get(), G::kCols);
+        acc_t* to = packed.get() + (k0 * panels + panel * block + k - k0) * G::kCols;
+        for (int64_t t = 0; t < taps; ++t) {
+          for (int64_t i = 0; i < count; ++i) {
+            std::copy_n(turned.get() + (i * taps + t) * G::kCols, G::kCols, to + t * size + i * G::kCols);
           }
         }
       }
     }
   });
   return packed;
+}
+
+template <typename acc_t>
+int64_t packed_tap_size(int64_t rows, int64_t depth) {
+  return RowGemm<acc_t>::col_panels(rows) * RowGemm<acc_t>::kCols * depth;
 }
 
 // All pixels of a batch, those with the same taps inside the map side by side.
@@ -222,26 +94,88 @@ inline std::vector<Pixel> pixels_by_taps(int64_t batch, int64_t height, int64_t 
   return pixels;
 }
 
-// target[row, pixel] = sum over taps t and k < depth of weights[t][row, k] * source[t.channel + k, pixel + t], where
-// `weights[t]` is one tap of pack_taps. Row 0 is channel `target_channel` of the target.
+// tiles += the pixels of `units`, kRows rows each, from channel k0 on, times a panel of weights.
+template <typename acc_t>
+SEGKERNELS_CLONES void multiply_units(const acc_t* const* rows, const int64_t* units, int64_t count, int64_t k0,
+                                      int64_t depth, const acc_t* weight, acc_t* tiles) {
+  using G = RowGemm<acc_t>;
+  for (int64_t i = 0; i < count; ++i) {
+    const acc_t* const* unit = rows + units[i] * G::kRows;
+    const acc_t* const a[] = {unit[0] + k0, unit[1] + k0, unit[2] + k0, unit[3] + k0, unit[4] + k0, unit[5] + k0};
+    const auto load = [&a](int r, int64_t k) SEGKERNELS_INLINE_LAMBDA { return a[r][k]; };
+    G::tile_product(depth, load, weight, tiles + units[i] * G::kTile, true);
+  }
+}
+
 template <typename T, typename acc_t>
-void shifted_products(const Map<const T>& source, int64_t depth, const std::vector<Tap>& taps,
+SEGKERNELS_CLONES void store_rows(const acc_t* from, int64_t from_step, int64_t rows, int64_t length, T* const* to,
+                                  int64_t offset) {
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t i = 0; i < length; ++i) {
+      store_value(to[row][offset + i], from[row * from_step + i]);
+    }
+  }
+}
+
+// Where results go: channels from `channel` on of a dense [N, C, H, W].
+struct ShiftedTarget {
+  Tensor tensor;
+  bool channels_last;
+  int64_t channel;
+
+  // tiles [panel][kPixelGroup][kCols]: `rows` channels from `row` on of `count` pixels.
+  template <typename T, typename acc_t>
+  void store(const acc_t* tiles, const Pixel* pixels, int64_t count, int64_t row, int64_t rows) const {
+    constexpr int64_t kCols = RowGemm<acc_t>::kCols;
+    T* const data = static_cast<T*>(const_cast<void*>(tensor.const_data_ptr()));
+    const int64_t channels = tensor.size(1), width = tensor.size(3), plane = tensor.size(2) * width;
+    T* to[kPixelGroup];
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t at = pixels[i].y * width + pixels[i].x;
+      to[i] = data + pixels[i].n * channels * plane +
+              (channels_last ? at * channels + channel + row : at + (channel + row) * plane);
+    }
+    acc_t turned[kCols * kPixelGroup];
+    for (int64_t first = 0; first < rows; first += kCols, tiles += kPixelGroup * kCols) {
+      const int64_t valid = std::min(kCols, rows - first);
+      if (channels_last) {
+        store_rows(tiles, kCols, count, valid, to, first);
+        continue;
+      }
+      transpose(tiles, kCols, count, kCols, turned, kPixelGroup);
+      for (int64_t i = 0, end; i < count; i = end) {
+        for (end = i + 1; end < count && to[end] == to[i] + (end - i); ++end) {
+        }
+        T* planes[kCols];
+        for (int64_t r = 0; r < valid; ++r) {
+          planes[r] = to[i] + (first + r) * plane;
+        }
+        store_rows(turned + i, kPixelGroup, valid, end - i, planes, 0);
+      }
+    }
+  }
+};
+
+// target[row, pixel] = bias[row] + sum over taps t and k < depth of weights[t][row, k] * source[t.channel + k, pixel +
+// t], where `weights[t]` is one tap of pack_taps. `bias` may be null.
+template <typename acc_t>
+void shifted_products(const PixelRows<acc_t>& source, int64_t depth, const std::vector<Tap>& taps,
                       const std::vector<const acc_t*>& weights, const std::vector<Pixel>& pixels, int64_t rows,
-                      const Map<T>& target, int64_t target_channel) {
-  using G = Gemm<acc_t>;
-  constexpr int64_t kGroup = 4;   // panels that share a block of weights while it is in L2
+                      const acc_t* bias, const ShiftedTarget& target) {
+  using G = RowGemm<acc_t>;
+  constexpr int64_t kUnits = kPixelGroup / G::kRows;
   constexpr int64_t kStride = 8;  // groups are dealt out, since those at the corners have more taps
   const int64_t total = static_cast<int64_t>(pixels.size());
-  const int64_t groups = (G::col_panels(total) + kGroup - 1) / kGroup;
+  const int64_t groups = (total + kPixelGroup - 1) / kPixelGroup;
   const int64_t dealt = (groups + kStride - 1) / kStride;
   const int64_t chunks = (rows + kRowChunk - 1) / kRowChunk;
-  const int64_t row_panels = G::row_panels(rows);
+  const int64_t panels = G::col_panels(rows);
+  const std::vector<acc_t> zeros(depth);  // pixels in the padding
   const int64_t work = depth * std::min(rows, kRowChunk) * static_cast<int64_t>(taps.size());
   parallel_items(dealt * kStride * chunks, work, [&](int64_t begin, int64_t end) {
-    Scratch<acc_t> panel_rows(G::kCols * G::kDepth);
-    Scratch<acc_t> b(G::kCols * G::kDepth);
-    const int64_t tiles_step = G::row_panels(std::min(rows, kRowChunk)) * G::kTile;
-    Scratch<acc_t> tiles(kGroup * tiles_step);
+    Scratch<acc_t> tiles(G::col_panels(std::min(rows, kRowChunk)) * kPixelGroup * G::kCols);
+    const acc_t* pointers[kPixelGroup];
+    int64_t units[kUnits];
     for (int64_t item = begin; item < end; ++item) {
       const int64_t group = item / chunks % dealt * kStride + item / chunks / dealt;
       if (group >= groups) {
@@ -249,82 +183,77 @@ void shifted_products(const Map<const T>& source, int64_t depth, const std::vect
       }
       const int64_t row0 = item % chunks * kRowChunk;
       const int64_t count = std::min(kRowChunk, rows - row0);
-      const int64_t panels = std::min(kGroup, G::col_panels(total) - group * kGroup);
-      const auto columns = [&](int64_t panel) {
-        return std::min<int64_t>(G::kCols, total - (group * kGroup + panel) * G::kCols);
-      };
-      const auto first = [&](int64_t panel) { return pixels.data() + (group * kGroup + panel) * G::kCols; };
-      bool started[kGroup] = {};
+      const Pixel* const first = pixels.data() + group * kPixelGroup;
+      const int64_t pixel_count = std::min(kPixelGroup, total - group * kPixelGroup);
+      for (int64_t i = 0; i < G::col_panels(count) * kPixelGroup * G::kCols; ++i) {
+        const int64_t row = i / (kPixelGroup * G::kCols) * G::kCols + i % G::kCols;
+        tiles.get()[i] = bias && row < count ? bias[row0 + row] : acc_t(0);
+      }
       for (size_t t = 0; t < taps.size(); ++t) {
-        std::vector<Runs<const T, G::kCols>> runs;
-        for (int64_t panel = 0; panel < panels; ++panel) {
-          runs.emplace_back(source, first(panel), columns(panel), taps[t]);
+        int64_t unit_count = 0;
+        for (int64_t unit = 0; unit * G::kRows < pixel_count; ++unit) {
+          bool inside = false;
+          for (int64_t i = unit * G::kRows; i < (unit + 1) * G::kRows; ++i) {
+            const acc_t* pointer = i < pixel_count ? source.at(first[i], taps[t]) : nullptr;
+            inside |= pointer != nullptr;
+            pointers[i] = pointer ? pointer : zeros.data();
+          }
+          units[unit_count] = unit;
+          unit_count += inside;
         }
-        for (int64_t k0 = 0; k0 < depth; k0 += G::kDepth) {
+        for (int64_t k0 = 0; unit_count && k0 < depth; k0 += G::kDepth) {
           const int64_t block = std::min(G::kDepth, depth - k0);
-          const acc_t* a = weights[t] + (k0 * row_panels + row0 / G::kRows * block) * G::kRows;
-          for (int64_t panel = 0; panel < panels; ++panel) {
-            if (runs[panel].inside) {
-              pack_pixels(source, runs[panel], columns(panel), k0, block, panel_rows.get(), b.get());
-              gemm_column_panel<acc_t>(G::row_panels(count), block, a, b.get(), tiles.get() + panel * tiles_step,
-                                       started[panel]);
-              started[panel] = true;
-            }
+          for (int64_t panel = 0; panel < G::col_panels(count); ++panel) {
+            const int64_t place = k0 * panels + (row0 / G::kCols + panel) * block;
+            multiply_units(pointers, units, unit_count, k0, block, weights[t] + place * G::kCols,
+                           tiles.get() + panel * kPixelGroup * G::kCols);
           }
         }
       }
-      for (int64_t panel = 0; panel < panels; ++panel) {
-        const Runs<T, G::kCols> runs(target, first(panel), columns(panel), {0, 0, target_channel + row0});
-        store_pixels(target, runs, count, tiles.get() + panel * tiles_step);
-      }
+      dispatch_floating(target.tensor.scalar_type(), "shifted products", [&]<typename T>() {
+        if constexpr (std::is_same_v<accumulate_t<T>, acc_t>) {
+          target.store<T>(tiles.get(), first, pixel_count, row0, count);
+        }
+      });
     }
   });
 }
 
-// grad[row, column] += sum over pixels of map[row_channel + row, pixel] * source[column, pixel + tap].
-template <typename T, typename acc_t>
-void add_shifted_outer_product(const Map<const T>& map, int64_t row_channel, int64_t rows, const Map<const T>& source,
-                               int64_t batch, const Tap& tap, acc_t* grad) {
+// grad[row, column] += sum over pixels of map[channel + row, pixel] * source[column, pixel + tap].
+template <typename acc_t>
+void add_shifted_outer_product(const PixelRows<acc_t>& map, int64_t channel, int64_t rows,
+                               const PixelRows<acc_t>& source, const Tap& tap, acc_t* grad) {
   using G = Gemm<acc_t>;
-  std::vector<Pixel> pixels;  // whose tap lies inside
-  for (int64_t n = 0; n < batch; ++n) {
+  std::vector<const acc_t*> left, right;  // of the pixels whose tap lies inside
+  for (int64_t n = 0; n < map.batch; ++n) {
     for (int64_t y = std::max<int64_t>(0, -tap.dy); y < map.height - std::max<int64_t>(0, tap.dy); ++y) {
       for (int64_t x = std::max<int64_t>(0, -tap.dx); x < map.width - std::max<int64_t>(0, tap.dx); ++x) {
-        pixels.push_back({n, y, x});
+        left.push_back(map.at({n, y, x}, {0, 0, channel}));
+        right.push_back(source.at({n, y, x}, tap));
       }
     }
   }
-  const int64_t total = static_cast<int64_t>(pixels.size());
-  using BlockRuns = Runs<const T, G::kDepth>;
-  const auto packed = pack_rows<acc_t>(rows, total, [&](int64_t k0, int64_t count, int64_t panel, acc_t* to) {
-    const int64_t channels = std::min<int64_t>(G::kRows, rows - panel * G::kRows);
-    const BlockRuns runs(map, pixels.data() + k0, count, {0, 0, row_channel + panel * G::kRows});
-    for (const auto& run : runs) {
-      for (int64_t i = 0; i < run.length; ++i) {
-        acc_t* row = to + (run.column + i) * G::kRows;
-        for (int64_t r = 0; r < G::kRows; ++r) {
-          row[r] = r < channels ? to_compute<acc_t>(run.data[i * map.pixel_step() + r * map.channel_step()]) : acc_t(0);
-        }
+  const auto pack = [](const std::vector<const acc_t*>& pixels, int64_t k0, int64_t count, int64_t first, int64_t valid,
+                       auto width, acc_t* to) {
+    for (int64_t i = 0; i < count; ++i, to += width()) {
+      const acc_t* from = pixels[k0 + i] + first;
+      if (valid == width()) {
+        std::memcpy(to, from, width() * sizeof(acc_t));
+      } else {
+        std::fill(std::copy_n(from, valid, to), to + width(), acc_t(0));
       }
     }
+  };
+  const int64_t total = static_cast<int64_t>(left.size());
+  const auto packed = pack_rows<acc_t>(rows, total, [&](int64_t k0, int64_t count, int64_t panel, acc_t* to) {
+    const int64_t first = panel * G::kRows;
+    pack(left, k0, count, first, std::min<int64_t>(G::kRows, rows - first), std::integral_constant<int64_t, G::kRows>{},
+         to);
   });
   const auto pack_source = [&](int64_t k0, int64_t count, int64_t panel, acc_t* to) {
-    const int64_t channels = std::min<int64_t>(G::kCols, source.channels - panel * G::kCols);
-    const BlockRuns runs(source, pixels.data() + k0, count, {tap.dy, tap.dx, panel * G::kCols});
-    if (channels < G::kCols) {
-      std::memset(to, 0, count * G::kCols * sizeof(acc_t));
-    }
-    if (source.channels_last) {
-      for (const auto& run : runs) {
-        copy_rows(run.data, source.channels, run.length, channels, to + run.column * G::kCols, G::kCols);
-      }
-      return;
-    }
-    Scratch<acc_t> planes(G::kCols * count);
-    for (const auto& run : runs) {
-      copy_rows(run.data, source.channel_step(), channels, run.length, planes.get() + run.column, count);
-    }
-    transpose(planes.get(), count, channels, count, to, G::kCols);
+    const int64_t first = panel * G::kCols;
+    pack(right, k0, count, first, std::min<int64_t>(G::kCols, source.channels - first),
+         std::integral_constant<int64_t, G::kCols>{}, to);
   };
   gemm_columns<acc_t>(rows, total, source.channels, packed, pack_source, [&](int64_t panel, const acc_t* tiles) {
     const int64_t channels = std::min<int64_t>(G::kCols, source.channels - panel * G::kCols);

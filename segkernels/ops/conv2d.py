@@ -105,8 +105,8 @@ def conv2d(
         Tensor[N, Cout, OH, OW]: ``OH = (H + 2 * padding - dilation * (KH - 1) - 1) // stride + 1``, in the memory format
         of ``input``; half-precision sums are kept in float32.
 
-    Depthwise convolution reads input and gradient once, in both memory formats; the rest is torch's own
-    kernel. Deterministic; twice differentiable; autocasts to the lower precision, as torch does.
+    Depthwise convolution reads input and gradient once, in both memory formats; on the CPU atrous convolution in float32
+    computes no taps that lie in the padding; the rest is torch's own kernel. Deterministic; twice differentiable; autocasts to the lower precision, as torch does.
 
     Raises:
         ValueError, TypeError: for a wrong rank, dtype, size or channel count.

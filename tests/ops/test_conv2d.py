@@ -59,6 +59,8 @@ class TestConv2d(OpTest):
             make("many rows", (1, 2, 90, 20), 2, 3, 1, 1, groups=2),
             make("dense", (2, 4, 7, 6), 6, 3, 1, 1),
             make("atrous", (1, 4, 9, 9), 3, 3, 1, 6, 6),
+            make("atrous of many channels", (2, 33, 9, 11), 20, 3, 1, 4, 4),
+            make("atrous of many channels channels_last", (1, 32, 9, 8), 21, (3, 5), 1, (3, 6), 3, channels_last=True),
             make("grouped", (2, 4, 7, 6), 6, 3, 2, 1, groups=2),
             make("same", (1, 3, 6, 7), 3, (4, 3), 1, "same", (3, 2), 3),
             make("valid", (1, 3, 6, 7), 3, 3, 1, "valid", groups=3),
@@ -128,7 +130,8 @@ class TestConv2d(OpTest):
         torch.testing.assert_close((output * y).sum(), (x * back).sum())
 
     @pytest.mark.parametrize(
-        "name", ["depthwise", "everything channels_last", "7x7 channels_last", "many rows", "dilation 12"]
+        "name",
+        ["depthwise", "everything channels_last", "7x7 channels_last", "many rows", "dilation 12", "atrous of many channels"],
     )
     def test_own_paths_do_not_depend_on_threads(self, name):
         results = []
