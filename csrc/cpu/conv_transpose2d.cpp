@@ -31,9 +31,10 @@ Path choose_path(const ConvTranspose2dParams& p, bool channels_last, bool forwar
   return Path::kVendor;
 }
 
-// Half types are computed in float32, as a whole where that costs little beside the products.
+// Half types are computed in float32: converted as a whole where that costs little beside the products.
 Tensor in_compute_type(const Tensor& tensor) {
-  return torch::stable::to(tensor, compute_type(tensor.scalar_type()));
+  const ScalarType dtype = compute_type(tensor.scalar_type());
+  return tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
 }
 
 template <typename T>
@@ -67,18 +68,18 @@ Tensor conv_transpose2d_cpu(const Tensor& input,                // [N, Cin, H, W
     return output;
   }
   const Tensor x = to_dense(input, channels_last);
-  const Tensor w = torch::stable::contiguous(weight);
-  const Tensor b = bias ? torch::stable::contiguous(*bias) : Tensor();
+  const Tensor w = torch::stable::contiguous(in_compute_type(weight));
+  const Tensor b = bias ? torch::stable::contiguous(in_compute_type(*bias)) : Tensor();
   dispatch_floating(dtype, "conv_transpose2d", [&]<typename T>() {
     using acc_t = accumulate_t<T>;
-    const T* bias_data = bias ? data<T>(b) : nullptr;
+    const acc_t* bias_data = bias ? data<acc_t>(b) : nullptr;
     T* out = static_cast<T*>(output.mutable_data_ptr());
     if (path == Path::kCells) {
-      Cells<acc_t>(p).forward(data<T>(x), data<T>(w), bias_data, out);
+      Cells<acc_t>(p).forward(data<T>(x), data<acc_t>(w), bias_data, out);
     } else if (path == Path::kDepthwise) {
-      Depthwise<acc_t>{p}.forward(data<T>(x), data<T>(w), bias_data, out);
+      Depthwise<acc_t>{p}.forward(data<T>(x), data<acc_t>(w), bias_data, out);
     } else if constexpr (std::is_same_v<T, acc_t>) {
-      Phases<acc_t>(p).forward(data<T>(x), data<T>(w), bias_data, out);
+      Phases<acc_t>(p).forward(data<T>(x), data<acc_t>(w), bias_data, out);
     }
   });
   return output;

@@ -217,7 +217,8 @@ struct Depthwise {
   }
 
   template <typename T>
-  void forward_planes(const T* input, const T* weight, const T* bias, T* output, int64_t begin, int64_t end) const {
+  void forward_planes(const T* input, const acc_t* weight, const acc_t* bias, T* output, int64_t begin,
+                      int64_t end) const {
     const Padded shape = padded();
     Scratch<acc_t> plane_values(shape.rows * shape.pitch);
     std::fill_n(plane_values.get(), shape.rows * shape.pitch, acc_t(0));
@@ -228,11 +229,11 @@ struct Depthwise {
       for (std::vector<PhaseTap>& phase : taps) {
         phase.clear();
       }
-      const T* w = weight + channel * p.taps();
+      const acc_t* w = weight + channel * p.taps();
       for (int64_t ky = 0; ky < p.kernel_h; ++ky) {
         for (int64_t kx = 0; kx < p.kernel_w; ++kx, ++w) {
           taps[ky % p.stride_h * p.stride_w + kx % p.stride_w].push_back(
-              {-kx / p.stride_w - ky / p.stride_h * shape.pitch, static_cast<acc_t>(*w)});
+              {-kx / p.stride_w - ky / p.stride_h * shape.pitch, *w});
         }
       }
       for (int64_t y = 0; y < p.in_h; ++y) {
@@ -244,7 +245,7 @@ struct Depthwise {
           load_values(from, 1, p.in_w, to);
         }
       }
-      const acc_t add = bias ? static_cast<acc_t>(bias[channel]) : acc_t(0);
+      const acc_t add = bias ? bias[channel] : acc_t(0);
       T* to = output + plane * p.out_plane();
       if constexpr (std::is_same_v<T, acc_t>) {
         output_plane(shape, plane_values.get(), taps, add, to);
@@ -256,7 +257,7 @@ struct Depthwise {
   }
 
   template <typename T>
-  void forward(const T* input, const T* weight, const T* bias, T* output) const {
+  void forward(const T* input, const acc_t* weight, const acc_t* bias, T* output) const {
     parallel_items(p.batch * p.in_channels, p.out_plane(),
                    [&](int64_t begin, int64_t end) { forward_planes(input, weight, bias, output, begin, end); });
   }
