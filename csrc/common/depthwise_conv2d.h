@@ -76,6 +76,8 @@ struct DepthwiseStrides {
   int64_t channels;
 };
 
+// Values of one dtype in the other, kDepthwiseLanes at a time: what is strided is gathered first, since conversions of
+// half types are long.
 template <int kLanes, typename acc_t, typename T>
 SEGKERNELS_CLONES void load_depthwise_row(const T* from, const DepthwiseStrides& strides,
                                           const DepthwiseColumns& columns, acc_t* to) {
@@ -87,25 +89,34 @@ SEGKERNELS_CLONES void load_depthwise_row(const T* from, const DepthwiseStrides&
     const int64_t step = phases * strides.pixel;
     const int64_t count = (columns.source - first + phases - 1) / phases;
     if constexpr (kLanes == 1) {
-      if (step == 1) {
-        for (int64_t x = 0; x < count; ++x) {
-          at[x] = to_compute<acc_t>(pixel[x]);
+      T values[kDepthwiseLanes] = {};
+      for (int64_t x = 0; x < count; x += step == 1 ? count : kDepthwiseLanes) {
+        const T* source = pixel + x;
+        int64_t run = count;
+        if (step != 1) {
+          run = std::min(kDepthwiseLanes, count - x);
+          source = values;
+          for (int64_t i = 0; i < run; ++i) {
+            values[i] = pixel[(x + i) * step];
+          }
         }
-      } else {
-        for (int64_t x = 0; x < count; ++x) {
-          at[x] = to_compute<acc_t>(pixel[x * step]);
-        }
-      }
-    } else if (strides.channels == kLanes && strides.channel == 1) {
-      for (int64_t x = 0; x < count; ++x) {
-        for (int c = 0; c < kLanes; ++c) {
-          at[x * kLanes + c] = to_compute<acc_t>(pixel[x * step + c]);
+        for (int64_t i = 0; i < run; ++i) {
+          at[x + i] = to_compute<acc_t>(source[i]);
         }
       }
     } else {
+      const bool whole = strides.channels == kLanes && strides.channel == 1;
+      T values[kLanes] = {};
       for (int64_t x = 0; x < count; ++x) {
-        for (int64_t c = 0; c < strides.channels; ++c) {
-          at[x * kLanes + c] = to_compute<acc_t>(pixel[x * step + c * strides.channel]);
+        const T* source = pixel + x * step;
+        if (!whole) {
+          for (int64_t c = 0; c < strides.channels; ++c) {
+            values[c] = source[c * strides.channel];
+          }
+          source = values;
+        }
+        for (int c = 0; c < kLanes; ++c) {
+          at[x * kLanes + c] = to_compute<acc_t>(source[c]);
         }
       }
     }
@@ -123,45 +134,67 @@ SEGKERNELS_CLONES void store_depthwise_row(const acc_t* from, int64_t phase, con
   from += first * kLanes;
   to += column * strides.pixel;
   if constexpr (kLanes == 1) {
-    if (step == 1) {
-      for (int64_t x = 0; x < count; ++x) {
-        store_value(to[x], from[x]);
+    T values[kDepthwiseLanes] = {};
+    for (int64_t x = 0; x < count; x += step == 1 ? count : kDepthwiseLanes) {
+      const int64_t run = step == 1 ? count : std::min(kDepthwiseLanes, count - x);
+      T* target = step == 1 ? to : values;
+      for (int64_t i = 0; i < run; ++i) {
+        store_value(target[i], from[x + i]);
       }
-    } else {
-      for (int64_t x = 0; x < count; ++x) {
-        store_value(to[x * step], from[x]);
-      }
-    }
-  } else if (strides.channels == kLanes && strides.channel == 1) {
-    for (int64_t x = 0; x < count; ++x) {
-      for (int c = 0; c < kLanes; ++c) {
-        store_value(to[x * step + c], from[x * kLanes + c]);
+      for (int64_t i = 0; target == values && i < run; ++i) {
+        to[(x + i) * step] = values[i];
       }
     }
   } else {
+    const bool whole = strides.channels == kLanes && strides.channel == 1;
+    T values[kLanes] = {};
     for (int64_t x = 0; x < count; ++x) {
-      for (int64_t c = 0; c < strides.channels; ++c) {
-        store_value(to[x * step + c * strides.channel], from[x * kLanes + c]);
+      T* target = whole ? to + x * step : values;
+      for (int c = 0; c < kLanes; ++c) {
+        store_value(target[c], from[x * kLanes + c]);
+      }
+      for (int64_t c = 0; !whole && c < strides.channels; ++c) {
+        to[x * step + c * strides.channel] = values[c];
       }
     }
   }
 }
 
+// A tensor's memory and how its rows are read: what walks over it exists once for all dtypes.
+template <typename acc_t>
+struct DepthwiseSource {
+  const void* data;
+  int64_t size;  // bytes of an element
+  void (*load)(const void* row, const DepthwiseStrides&, const DepthwiseColumns&, acc_t* to);
+
+  const void* at(int64_t offset) const {
+    return static_cast<const char*>(data) + offset * size;
+  }
+};
+
+template <int kLanes, typename T>
+DepthwiseSource<accumulate_t<T>> depthwise_source(const T* data) {
+  using acc_t = accumulate_t<T>;
+  return {data, sizeof(T),
+          [](const void* row, const DepthwiseStrides& strides, const DepthwiseColumns& columns, acc_t* to) {
+            load_depthwise_row<kLanes>(static_cast<const T*>(row), strides, columns, to);
+          }};
+}
+
 // The padded rows of one plane that the current results need. A row is loaded when it is asked for the first time.
-template <typename T, int kLanes>
+template <typename acc_t, int kLanes>
 class DepthwiseRing {
  public:
-  using acc_t = accumulate_t<T>;
-
-  DepthwiseRing(int64_t rows, const DepthwiseColumns& columns)
-      : columns_(columns),
+  DepthwiseRing(const DepthwiseSource<acc_t>& source, int64_t rows, const DepthwiseColumns& columns)
+      : source_(source),
+        columns_(columns),
         held_(std::bit_ceil(static_cast<uint64_t>(rows)), -1),  // a power of two: a division per row is dear
         mask_(static_cast<int64_t>(held_.size()) - 1),
         row_length_(columns.row_length() * kLanes),
         values_(held_.size() * row_length_) {}
 
-  // `plane` is the plane's first element. The ring forgets what it held.
-  void start(const T* plane, const DepthwiseStrides& strides) {
+  // `plane` is the place of the plane's first element. The ring forgets what it held.
+  void start(int64_t plane, const DepthwiseStrides& strides) {
     if (strides.channels < strides_.channels) {
       std::fill(values_.begin(), values_.end(), acc_t(0));
     }
@@ -175,17 +208,18 @@ class DepthwiseRing {
     acc_t* values = values_.data() + slot * row_length_;
     if (held_[slot] != y) {
       held_[slot] = y;
-      load_depthwise_row<kLanes>(plane_ + y * strides_.row, strides_, columns_, values);
+      source_.load(source_.at(plane_ + y * strides_.row), strides_, columns_, values);
     }
     return values;
   }
 
  private:
+  DepthwiseSource<acc_t> source_;
   const DepthwiseColumns& columns_;
   std::vector<int64_t> held_;
   int64_t mask_, row_length_;
   std::vector<acc_t> values_;
-  const T* plane_ = nullptr;
+  int64_t plane_ = 0;
   DepthwiseStrides strides_{};
 };
 

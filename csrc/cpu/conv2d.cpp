@@ -74,6 +74,10 @@ std::vector<T> taps_first(const T* weight, int64_t channels, int64_t taps, bool 
 template <typename T, int kLanes>
 constexpr bool kMayRunPixels = kLanes > 1 && std::is_same_v<T, float>;
 
+// float64 is a check's dtype: padded rows do for it.
+template <typename T, int kLanes>
+constexpr bool kMayRunPlanes = kLanes == 1 && !std::is_same_v<T, double>;
+
 // `b` may be null.
 template <typename T, int kLanes>
 void depthwise_forward(const Conv2dParams& p, const T* x, const T* w, const T* b, T* to) {
@@ -87,18 +91,21 @@ void depthwise_forward(const Conv2dParams& p, const T* x, const T* w, const T* b
   const auto kernels = pack_depthwise<kLanes, acc_t>(w, p.groups, p.multiplier(), p.taps());
   const auto add = b ? pack_depthwise<kLanes, acc_t>(b, p.groups, p.multiplier(), 1) : std::vector<acc_t>();
   const acc_t* bias = b ? add.data() : nullptr;
-  if (kLanes == 1 && DepthwisePlanes<T>::fits(p)) {
-    DepthwisePlanes<T>{p}.run(x, kernels.data(), bias, to);
-  } else {
-    DepthwiseConvolution<T, kLanes>(p, false).run(x, kernels.data(), bias, to);
+  if constexpr (kMayRunPlanes<T, kLanes>) {
+    if (DepthwisePlanes<T>::fits(p)) {
+      DepthwisePlanes<T>{p}.run(x, kernels.data(), bias, to);
+      return;
+    }
   }
+  DepthwiseConvolution<acc_t, kLanes>(p, false).run(depthwise_source<kLanes>(x), kernels.data(), bias,
+                                                    depthwise_target<kLanes>(to));
 }
 
 // The input's gradient: of stride 1 it is a convolution with the weights read backwards.
 template <typename T, int kLanes>
 void depthwise_input_gradient(const Conv2dParams& p, const T* g, const T* w, T* to) {
   using acc_t = accumulate_t<T>;
-  const Conv2dParams back = DepthwisePlanes<T>::transposed(p);
+  const Conv2dParams back = transposed(p);
   if constexpr (kMayRunPixels<T, kLanes>) {
     if (p.stride_h == 1 && p.stride_w == 1 && DepthwisePixels<T>::fits(back)) {
       DepthwisePixels<T>{back}.run(g, taps_first(w, p.groups, p.taps(), true).data(), nullptr, to);
@@ -106,14 +113,17 @@ void depthwise_input_gradient(const Conv2dParams& p, const T* g, const T* w, T* 
     }
   }
   auto kernels = pack_depthwise<kLanes, acc_t>(w, p.groups, p.multiplier(), p.taps());
-  if (kLanes == 1 && p.multiplier() == 1 && DepthwisePlanes<T>::fits(back)) {
-    for (int64_t group = 0; group < p.groups; ++group) {
-      std::reverse(kernels.begin() + group * p.taps(), kernels.begin() + (group + 1) * p.taps());
+  if constexpr (kMayRunPlanes<T, kLanes>) {
+    if (p.multiplier() == 1 && DepthwisePlanes<T>::fits(back)) {
+      for (int64_t group = 0; group < p.groups; ++group) {
+        std::reverse(kernels.begin() + group * p.taps(), kernels.begin() + (group + 1) * p.taps());
+      }
+      DepthwisePlanes<T>{back}.run(g, kernels.data(), nullptr, to);
+      return;
     }
-    DepthwisePlanes<T>{back}.run(g, kernels.data(), nullptr, to);
-  } else {
-    DepthwiseConvolution<T, kLanes>(p, true).run(g, kernels.data(), nullptr, to);
   }
+  DepthwiseConvolution<acc_t, kLanes>(p, true).run(depthwise_source<kLanes>(g), kernels.data(), nullptr,
+                                                   depthwise_target<kLanes>(to));
 }
 
 // Either of the two gradients may be null.
@@ -125,7 +135,17 @@ void depthwise_weight_gradient(const Conv2dParams& p, const T* x, const T* g, T*
       return;
     }
   }
-  DepthwiseWeightGradient<T, kLanes>(p).run(x, g, grad_weight, grad_bias);
+  using acc_t = accumulate_t<T>;
+  std::vector<acc_t> weights(grad_weight ? p.out_channels * p.taps() : 0), biases(grad_bias ? p.out_channels : 0);
+  DepthwiseWeightGradient<acc_t, kLanes>(p).run(depthwise_source<kLanes>(x), depthwise_source<kLanes>(g),
+                                                grad_weight ? weights.data() : nullptr,
+                                                grad_bias ? biases.data() : nullptr);
+  for (size_t i = 0; i < weights.size(); ++i) {
+    store_value(grad_weight[i], weights[i]);
+  }
+  for (size_t i = 0; i < biases.size(); ++i) {
+    store_value(grad_bias[i], biases[i]);
+  }
 }
 
 // Calls f with the number of channels that stand side by side.

@@ -47,12 +47,30 @@ std::vector<acc_t> pack_depthwise(const T* from, int64_t groups, int64_t planes,
   return to;
 }
 
+// The same for where results go.
+template <typename acc_t>
+struct DepthwiseTarget {
+  void* data;
+  int64_t size;
+  void (*store)(const acc_t* from, int64_t phase, const DepthwiseStrides&, const DepthwiseColumns&, void* row);
+
+  void* at(int64_t offset) const {
+    return static_cast<char*>(data) + offset * size;
+  }
+};
+
+template <int kLanes, typename T>
+DepthwiseTarget<accumulate_t<T>> depthwise_target(T* data) {
+  using acc_t = accumulate_t<T>;
+  return {data, sizeof(T),
+          [](const acc_t* from, int64_t phase, const DepthwiseStrides& strides, const DepthwiseColumns& columns,
+             void* row) { store_depthwise_row<kLanes>(from, phase, strides, columns, static_cast<T*>(row)); }};
+}
+
 // Every destination plane sums over the source planes of its group. Forward: one source plane, `multiplier`
 // destinations; gradient of the input: the other way round.
-template <typename T, int kLanes>
+template <typename acc_t, int kLanes>
 struct DepthwiseConvolution {
-  using acc_t = accumulate_t<T>;
-
   DepthwiseAxis rows;
   DepthwiseColumns columns;
   int64_t batch, kernel_h, kernel_w;
@@ -85,19 +103,20 @@ struct DepthwiseConvolution {
   }
 
   // `weight` and `bias` are packed; `bias` may be null.
-  void run(const T* from, const acc_t* weight, const acc_t* bias, T* to) const {
+  void run(const DepthwiseSource<acc_t>& from, const acc_t* weight, const acc_t* bias,
+           const DepthwiseTarget<acc_t>& to) const {
     const int64_t band = band_rows();
     const int64_t bands = (dest.height + band - 1) / band;
     const int64_t cost = band * (source.planes * source.width + dest.planes * dest.width) * kLanes;
     parallel_items(batch * source.blocks() * bands, cost, [&](int64_t begin, int64_t end) {
-      std::vector<DepthwiseRing<T, kLanes>> rings(source.planes, {rows.reach(), columns});
+      std::vector<DepthwiseRing<acc_t, kLanes>> rings(source.planes, {from, rows.reach(), columns});
       std::vector<DepthwiseTap<acc_t>> taps(source.planes * kernel_h * kernel_w);
       std::vector<acc_t> results((columns.dest_count + kDepthwiseLanes) * kLanes);
       for (int64_t unit = begin; unit < end; ++unit) {
         const int64_t block = unit / bands % source.blocks();
         const int64_t n = unit / bands / source.blocks();
         for (int64_t q = 0; q < source.planes; ++q) {
-          rings[q].start(from + source.start(n, block, q), source.strides(block));
+          rings[q].start(source.start(n, block, q), source.strides(block));
         }
         const int64_t first = unit % bands * band;
         for (int64_t y = first; y < std::min(first + band, dest.height); ++y) {
@@ -107,15 +126,15 @@ struct DepthwiseConvolution {
     });
   }
 
-  void row(std::vector<DepthwiseRing<T, kLanes>>& rings, std::vector<DepthwiseTap<acc_t>>& taps,
-           std::vector<acc_t>& results, const acc_t* weight, const acc_t* bias, T* to, int64_t n, int64_t block,
-           int64_t y) const {
+  void row(std::vector<DepthwiseRing<acc_t, kLanes>>& rings, std::vector<DepthwiseTap<acc_t>>& taps,
+           std::vector<acc_t>& results, const acc_t* weight, const acc_t* bias, const DepthwiseTarget<acc_t>& to,
+           int64_t n, int64_t block, int64_t y) const {
     static constexpr acc_t kZeros[kDepthwiseLanes] = {};
     const int64_t planes = source.planes * dest.planes;
     const DepthwiseStrides strides = dest.strides(block);
     for (int64_t q = 0; q < dest.planes; ++q) {
       const acc_t* add = bias ? bias + (block * dest.planes + q) * kLanes : kZeros;
-      T* result = to + dest.start(n, block, q) + y * strides.row;
+      void* const result = to.at(dest.start(n, block, q) + y * strides.row);
       for (int64_t phase = 0; phase < columns.dest_phases; ++phase) {
         int64_t count = 0;
         for (int64_t plane = 0; plane < source.planes; ++plane) {
@@ -136,7 +155,7 @@ struct DepthwiseConvolution {
         } else {
           depthwise_row(taps.data(), count, add, columns.dest_count, results.data());
         }
-        store_depthwise_row<kLanes>(results.data(), phase, strides, columns, result);
+        to.store(results.data(), phase, strides, columns, result);
       }
     }
   }

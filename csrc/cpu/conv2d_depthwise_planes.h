@@ -151,6 +151,15 @@ SEGKERNELS_CLONES void convert_row_back(const acc_t* from, int64_t count, T* to)
   }
 }
 
+// The convolution that makes the input's gradient of the output's, where the weights are read backwards.
+inline Conv2dParams transposed(Conv2dParams p) {
+  std::swap(p.in_h, p.out_h);
+  std::swap(p.in_w, p.out_w);
+  p.pad_h = (p.kernel_h - 1) * p.dilation_h - p.pad_h;
+  p.pad_w = (p.kernel_w - 1) * p.dilation_w - p.pad_w;
+  return p;
+}
+
 template <typename T>
 struct DepthwisePlanes {
   using acc_t = accumulate_t<T>;
@@ -160,14 +169,6 @@ struct DepthwisePlanes {
 
   static bool fits(const Conv2dParams& p) {
     return p.stride_h == 1 && p.stride_w == 1 && p.pad_h >= 0 && p.pad_w >= 0;
-  }
-  // The convolution that makes the input's gradient of the output's, where the weights are read backwards.
-  static Conv2dParams transposed(Conv2dParams p) {
-    std::swap(p.in_h, p.out_h);
-    std::swap(p.in_w, p.out_w);
-    p.pad_h = (p.kernel_h - 1) * p.dilation_h - p.pad_h;
-    p.pad_w = (p.kernel_w - 1) * p.dilation_w - p.pad_w;
-    return p;
   }
 
   int64_t reach() const {

@@ -102,9 +102,8 @@ SEGKERNELS_CLONES void depthwise_weight_row_channels(const acc_t* const* sources
   }
 }
 
-template <typename T, int kLanes>
+template <typename acc_t, int kLanes>
 struct DepthwiseWeightGradient {
-  using acc_t = accumulate_t<T>;
   // What one tap sums into: a vector's lanes (NCHW), the block's channels (channels_last).
   static constexpr int64_t kWidth = kLanes == 1 ? DepthwiseVector<acc_t>::count : kLanes;
 
@@ -128,15 +127,16 @@ struct DepthwiseWeightGradient {
   }
 
   // [Cout, KH, KW] and [Cout]; either may be null.
-  void run(const T* x, const T* g, T* grad_weight, T* grad_bias) const {
+  void run(const DepthwiseSource<acc_t>& x, const DepthwiseSource<acc_t>& g, acc_t* grad_weight,
+           acc_t* grad_bias) const {
     const int64_t count = p.taps() + 1;  // the last one sums the gradient alone, for the bias
     const int64_t part_count = parts();
     const int64_t blocks = input.blocks();
     std::vector<double> sums(part_count * blocks * kLanes * p.multiplier() * count);
     const int64_t cost = p.batch * (p.in_h * p.in_w + p.multiplier() * p.out_h * p.out_w) * kLanes / part_count;
     parallel_items(blocks * part_count, cost, [&](int64_t begin, int64_t end) {
-      DepthwiseRing<T, kLanes> ring(rows.reach(), columns);
-      DepthwiseRing<T, kLanes> grad_row(1, grad_columns);
+      DepthwiseRing<acc_t, kLanes> ring(x, rows.reach(), columns);
+      DepthwiseRing<acc_t, kLanes> grad_row(g, 1, grad_columns);
       const std::vector<acc_t> ones(columns.row_length() * kLanes, acc_t(1));
       std::vector<acc_t> totals(p.multiplier() * count * kWidth);
       std::vector<const acc_t*> sources(count);
@@ -145,10 +145,10 @@ struct DepthwiseWeightGradient {
         const int64_t part = unit / blocks;
         double* to = sums.data() + unit * kLanes * p.multiplier() * count;
         for (int64_t n = part * p.batch / part_count; n < (part + 1) * p.batch / part_count; ++n) {
-          ring.start(x + input.start(n, block, 0), input.strides(block));
+          ring.start(input.start(n, block, 0), input.strides(block));
           std::fill(totals.begin(), totals.end(), acc_t(0));
           for (int64_t y = 0; y < p.out_h; ++y) {
-            row(ring, grad_row, ones.data(), sources, grad_weight != nullptr, g, n, block, y, totals);
+            row(ring, grad_row, ones.data(), sources, grad_weight != nullptr, n, block, y, totals);
           }
           add(totals, to);
         }
@@ -164,16 +164,16 @@ struct DepthwiseWeightGradient {
           sum += sums[((unit * p.multiplier() + q) * count + t) * kLanes + group % kLanes];
         }
         if (t < p.taps() && grad_weight) {
-          store_value(grad_weight[channel * p.taps() + t], static_cast<acc_t>(sum));
+          grad_weight[channel * p.taps() + t] = static_cast<acc_t>(sum);
         } else if (t == p.taps() && grad_bias) {
-          store_value(grad_bias[channel], static_cast<acc_t>(sum));
+          grad_bias[channel] = static_cast<acc_t>(sum);
         }
       }
     }
   }
 
-  void row(DepthwiseRing<T, kLanes>& ring, DepthwiseRing<T, kLanes>& grad_row, const acc_t* ones,
-           std::vector<const acc_t*>& sources, bool need_weight, const T* g, int64_t n, int64_t block, int64_t y,
+  void row(DepthwiseRing<acc_t, kLanes>& ring, DepthwiseRing<acc_t, kLanes>& grad_row, const acc_t* ones,
+           std::vector<const acc_t*>& sources, bool need_weight, int64_t n, int64_t block, int64_t y,
            std::vector<acc_t>& totals) const {
     const int64_t count = p.taps() + 1;
     // Taps that are valid for this row are neighbours: the rows outside are at the kernel's ends.
@@ -193,7 +193,7 @@ struct DepthwiseWeightGradient {
       }
     }
     for (int64_t q = 0; q < p.multiplier(); ++q) {
-      grad_row.start(g + grad.start(n, block, q), grad.strides(block));
+      grad_row.start(grad.start(n, block, q), grad.strides(block));
       const acc_t* values = grad_row.row(y);
       acc_t* sums = totals.data() + q * count * kWidth;
       const auto sum = [&](const acc_t* const* from, int64_t tap, int64_t taps) {

@@ -52,7 +52,7 @@ class Separable {
         (p_.rows() + tile - 1) / tile, pixels * p_.hidden * p_.out_channels, [&](int64_t begin, int64_t end) {
           // Zeros, since pixels behind the last one are multiplied too.
           std::vector<acc_t> hidden(pixels * p_.hidden);
-          DepthwiseRing<T, kLanes> ring(axis_.reach(), columns_);
+          DepthwiseRing<acc_t, kLanes> ring(depthwise_source<kLanes>(input_), axis_.reach(), columns_);
           for (int64_t i = begin; i < end; ++i) {
             const int64_t first = i * tile;
             const int64_t last = std::min(first + tile, p_.rows());
@@ -104,7 +104,7 @@ class Separable {
   // emit(channel, m, row, values) for rows [first, last) of all images: out_w results of kLanes channels from `channel`
   // on.
   template <typename Emit>
-  void depthwise_rows(DepthwiseRing<T, kLanes>& ring, int64_t first, int64_t last, const Emit& emit) const {
+  void depthwise_rows(DepthwiseRing<acc_t, kLanes>& ring, int64_t first, int64_t last, const Emit& emit) const {
     const int64_t plane = p_.in_h * p_.in_w;
     std::vector<DepthwiseTap<acc_t>> taps(p_.taps());
     std::vector<acc_t> result((p_.out_w + 16) * kLanes);  // whole vectors are written
@@ -118,7 +118,7 @@ class Separable {
       for (int64_t row = first; row < last; ++row) {
         if (row / p_.out_h != image) {
           image = row / p_.out_h;
-          ring.start(input_ + image * p_.channels * plane + channel * (kChannelsLast ? 1 : plane), strides);
+          ring.start(image * p_.channels * plane + channel * (kChannelsLast ? 1 : plane), strides);
         }
         int64_t count = 0;
         const acc_t* weight = depthwise_.data() + group * p_.multiplier() * p_.taps() * kLanes;
