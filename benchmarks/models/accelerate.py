@@ -37,11 +37,16 @@ def step(build: Builder, accelerated: bool) -> Callable[..., torch.Tensor]:
     return run
 
 
-def smp(name: str, **options: Any) -> Builder:
+def smp(name: str, unused: tuple[str, ...] = (), **options: Any) -> Builder:
+    """``unused``: stages of the encoder that the model builds and does not run, whose parameters have no gradient."""
+
     def build() -> nn.Module:
         import segmentation_models_pytorch
 
-        return getattr(segmentation_models_pytorch, name)(encoder_weights=None, classes=21, **options)
+        model = getattr(segmentation_models_pytorch, name)(encoder_weights=None, classes=21, **options)
+        for stage in unused:
+            setattr(model.encoder, stage, nn.Identity())
+        return model
 
     return build
 
@@ -85,7 +90,13 @@ class Detector(nn.Module):
         import torchvision
 
         self.model = torchvision.models.detection.maskrcnn_resnet50_fpn(
-            weights=None, weights_backbone=None, num_classes=21, min_size=size, max_size=size
+            weights=None,
+            weights_backbone=None,
+            num_classes=21,
+            min_size=size,
+            max_size=size,
+            rpn_post_nms_top_n_train=256,
+            box_batch_size_per_image=64,
         )
         self.targets = list(self._targets(size, batch, boxes))
 
@@ -145,7 +156,12 @@ CASES = [
     *(case(f"{name.lower()} resnet34", smp(name, encoder_name="resnet34"), IMAGE) for name in ("Unet", "Linknet")),
     case("unetplusplus resnet34", smp("UnetPlusPlus", encoder_name="resnet34"), (1, 3, 128, 128)),
     case("fpn resnet34", smp("FPN", encoder_name="resnet34", decoder_dropout=0.0), IMAGE),
-    case("pspnet resnet34", smp("PSPNet", encoder_name="resnet34", psp_dropout=0.0), LARGE),
+    case(
+        "pspnet resnet34",
+        # Its decoder takes the maps of the first two stages.
+        smp("PSPNet", ("layer3", "layer4"), encoder_name="resnet34", psp_dropout=0.0),
+        LARGE,
+    ),
     case("segformer mit_b0", smp("Segformer", encoder_name="mit_b0"), IMAGE),
     *(case(name, torchvision(name), (2, 3, 81, 81)) for name in ("fcn_resnet50", "deeplabv3_resnet50")),
     case(

@@ -19,10 +19,10 @@ def accelerate(model: nn.Module, inplace: bool = True) -> Report:
     """Runs the modules of a model on segkernels where that is faster and equal; :func:`restore` undoes it.
 
     Takes any module: models of torchvision, segmentation-models-pytorch (SMP), MONAI, timm and your own, or a loss. Replaced:
-    ConvTranspose1d and 2d, depthwise Conv2d, MaxPool2d, MaxUnpool2d, Upsample (bilinear, nearest), torchvision's RoIAlign,
-    RoIPool and MultiScaleRoIAlign, torch's CrossEntropyLoss, SMP's Dice, Jaccard, Tversky, focal, Lovasz and
-    SoftCrossEntropy losses, MONAI's Dice, DiceCE, Tversky and focal losses. Functions that a forward calls
-    (``F.interpolate``, ``torchvision.ops.nms``) are not modules: see :func:`accelerated`.
+    ConvTranspose1d and 2d, depthwise Conv2d, on a CPU dense atrous Conv2d of dilation 4 and more, MaxPool2d, MaxUnpool2d,
+    Upsample (bilinear, nearest), torchvision's RoIAlign, RoIPool and MultiScaleRoIAlign, torch's CrossEntropyLoss, SMP's Dice,
+    Jaccard, Tversky, focal, Lovasz and SoftCrossEntropy losses, MONAI's Dice, DiceCE, Tversky and focal losses. Functions that
+    a forward calls (``F.interpolate``, ``torchvision.ops.nms``) are not modules: see :func:`accelerated`.
 
     A replaced module is the same object with the same parameters; only its class is exchanged for a subclass of it. So
     hooks, names, ``state_dict``, ``requires_grad``, training mode, shared modules, optimizers and DDP keep, and the model can
@@ -101,6 +101,8 @@ def _accelerate_module(path: str, module: nn.Module, rules: dict[type[nn.Module]
         reason = _foreign(module, rules)
         return None if reason is None else Entry(path, name, None, reason)
     rule = rules[target]
+    if rule.other is not None and rule.other.when(module, device):
+        rule = rule.other
     after = f"segkernels {rule.ops[0]}" if rule.ops else None
     if original is not None:
         return Entry(path, name, after, "accelerated before")

@@ -9,10 +9,13 @@ import torch
 from torch import nn
 
 from segkernels import nn as ours
+from segkernels import ops
 from segkernels._accelerate._classes import FLOATING, Accelerated, suits
 
 #: From here on our undilated depthwise forward is faster than torch's.
 _LARGE_PLANE, _LARGE_MAP = 32 * 32, 1 << 19
+#: Share of a dense atrous convolution's taps inside the map below which leaving out the others is faster.
+_MOST_INSIDE = 0.8
 
 
 class Conv2d(Accelerated, ours.Conv2d):
@@ -29,6 +32,22 @@ class Conv2d(Accelerated, ours.Conv2d):
         if (dilation > 1 or kernel > 3) and torch.is_grad_enabled():
             return True
         return kernel <= 3 and max(self.stride) == 1 and _plane(input) >= _LARGE_PLANE and input.numel() >= _LARGE_MAP
+
+
+class AtrousConv2d(Accelerated, nn.Conv2d):
+    """Dense, with so large a dilation that many taps lie in the padding: our op leaves those out."""
+
+    def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if not (suits(input, self._accelerated_on) and input.dim() == 4 and self._is_faster(input, weight)):
+            return super()._conv_forward(input, weight, bias)
+        maps = ops.multi_dilation_conv2d(input, weight, [int(self.dilation[0])])
+        return maps if bias is None else maps + bias[:, None, None]
+
+    def _is_faster(self, input: torch.Tensor, weight: torch.Tensor) -> bool:
+        # Measured on a CPU against oneDNN in float32: 1.2 times at three quarters of the taps, 2.6 at a quarter.
+        if not input.dtype == weight.dtype == torch.float32 or torch.is_autocast_enabled("cpu"):
+            return False
+        return _share_inside(input.shape[2], self) * _share_inside(input.shape[3], self) < _MOST_INSIDE
 
 
 class ConvTranspose1d(Accelerated, ours.ConvTranspose1d):
@@ -95,6 +114,31 @@ def _plane(input: torch.Tensor) -> int:
 def resamples_faster(input: torch.Tensor, mode: str) -> bool:
     """Torch copies whole pixels of channels_last maps at the memory's speed."""
     return mode != "nearest" or input.is_contiguous()
+
+
+def _share_inside(size: int, module: nn.Conv2d) -> float:
+    """Of the taps along an axis of this size, those that meet a pixel."""
+    reach = module.kernel_size[0] // 2
+    inside = sum(max(0, size - abs(tap) * module.dilation[0]) for tap in range(-reach, reach + 1))
+    return inside / (size * (2 * reach + 1))
+
+
+def skips_taps(module: nn.Module, device: str) -> bool:
+    """Whether :class:`AtrousConv2d` takes this one: measured on a CPU only."""
+    assert isinstance(module, nn.Conv2d)
+    (kernel, *others), dilation = set(module.kernel_size), module.dilation[0]
+    return (
+        device in ("cpu", "meta")
+        and module.groups == 1
+        and not others
+        and kernel % 2 == 1
+        and kernel > 1
+        and dilation >= 4
+        and set(module.dilation) == {dilation}
+        and set(module.stride) == {1}
+        and (module.padding == "same" or set(module.padding) == {dilation * (kernel // 2)})
+        and module.padding_mode == "zeros"
+    )
 
 
 def keep_conv2d(module: nn.Module) -> str | None:

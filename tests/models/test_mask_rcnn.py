@@ -322,16 +322,27 @@ def test_inference_mode_before_training(shared: MaskRCNN) -> None:
     shared.zero_grad()
 
 
-def test_compile_of_the_dense_part(shared: MaskRCNN) -> None:
+def test_compile_and_export_of_the_dense_part(shared: MaskRCNN) -> None:
     shared.eval()
 
     def dense(batch: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         return shared.rpn.head(list(shared.backbone(batch).values()))
 
     batch = torch.randn(2, 3, 64, 96)
+
+    class Dense(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone, self.rpn = shared.backbone, shared.rpn
+
+        def forward(self, batch: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+            return dense(batch)
+
     compiled = torch.compile(dense, fullgraph=True, backend="aot_eager")
-    for got, expected in zip(sum(compiled(batch), []), sum(dense(batch), [])):
-        torch.testing.assert_close(got, expected)
+    exported = torch.export.export(Dense().eval(), (batch,), strict=False).module()
+    for run in (compiled, exported):
+        for got, expected in zip(sum(run(batch), []), sum(dense(batch), [])):
+            torch.testing.assert_close(got, expected)
 
 
 def test_old_keys() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from models.contract import check_autocast, check_export
 from torch import nn
 
 from segkernels.models import SegNet, get_model, segnet
@@ -114,6 +115,13 @@ def test_compile(net: SegNet) -> None:
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(input)["out"], net(input)["out"])
+
+
+def test_export_and_autocast(net: SegNet) -> None:
+    image = torch.randn(1, 3, 33, 40)
+    check_export(net, image)
+    # Of a map of 2x2 a rounding that moves one switch changes much.
+    check_autocast(net, image, tolerance=0.4)
 
 
 def test_channels_last(net: SegNet) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from models.contract import check_all, check_autocast, check_export
 from torch import nn
 
 import segkernels.nn
@@ -172,6 +173,10 @@ def test_compile() -> None:
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(input)["out"], net(input)["out"])
+
+
+def test_export_and_autocast() -> None:
+    check_all(small, torch.randn(1, 3, 37, 48), (check_export, check_autocast))
 
 
 def test_channels_last() -> None:
