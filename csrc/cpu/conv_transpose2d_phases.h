@@ -145,6 +145,18 @@ struct Phases {
     return input[((at.n * p.in_channels + neighbour / 4) * p.in_h + y) * p.in_w + x];
   }
 
+  // Every kRows-th of `to` is a neighbour of one position, [depth]: whole channels, which are four neighbours each.
+  void pack_neighbours(const acc_t* input, const Position& at, int64_t k0, int64_t depth, acc_t* to) const {
+    const acc_t* pixel = input + (at.n * p.in_channels + k0 / 4) * p.in_plane() + at.q * p.in_w + at.t;
+    const bool top = at.q > 0, left = at.t > 0, bottom = at.q < p.in_h, right = at.t < p.in_w;
+    for (int64_t k = 0; k < depth; k += 4, pixel += p.in_plane(), to += 4 * kRows) {
+      to[0] = bottom && right ? pixel[0] : acc_t(0);
+      to[kRows] = bottom && left ? pixel[-1] : acc_t(0);
+      to[2 * kRows] = top && right ? pixel[-p.in_w] : acc_t(0);
+      to[3 * kRows] = top && left ? pixel[-p.in_w - 1] : acc_t(0);
+    }
+  }
+
   // [depth][kCols] of the weight: depth is the neighbour, columns are (out channel, r, u).
   SEGKERNELS_CLONES void pack_weight(const acc_t* weight, int64_t k0, int64_t depth, int64_t panel, acc_t* to) const {
     for (int64_t c = 0; c < kCols; c += kLanes) {
@@ -219,21 +231,52 @@ struct Phases {
     }
   }
 
+  // The output's lines come into the cache while the sums before them are made.
+  SEGKERNELS_INLINE void prefetch_output(int64_t first_position, int64_t count, int64_t panel,
+                                         const acc_t* output) const {
+    for (int64_t c = 0; c < kCols && panel * kCols + c < columns(); c += kLanes) {
+      const int64_t offset = column(panel * kCols + c).offset;
+      for (int64_t i = 0; i < count; ++i) {
+        __builtin_prefetch(output + table[first_position + i].offset + offset, 1);
+      }
+    }
+  }
+
+  // `count` positions, whose neighbours are packed in `a`, with all columns.
+  void multiply(int64_t first, int64_t count, const Scratch<acc_t>& a, const acc_t* weight, const acc_t* bias,
+                acc_t* output) const {
+    constexpr int64_t kGroup = 16;  // row panels that are stored together, from L1
+    const int64_t row_panels = G::row_panels(count);
+    parallel_items(G::col_panels(columns()), count * neighbours(), [&](int64_t begin, int64_t end) {
+      Scratch<acc_t> b(kCols * neighbours());
+      Scratch<acc_t> tiles(kGroup * G::kTile);
+      for (int64_t panel = begin; panel < end; ++panel) {
+        pack_weight(weight, 0, neighbours(), panel, b.get());
+        for (int64_t row = 0; row < row_panels; row += kGroup) {
+          const int64_t group = std::min(kGroup, row_panels - row);
+          const int64_t stored = std::min(group * kRows, count - row * kRows);
+          prefetch_output(first + row * kRows, stored, panel, output);
+          for (int64_t k0 = 0; k0 < neighbours(); k0 += G::kDepth) {
+            const int64_t depth = std::min(G::kDepth, neighbours() - k0);
+            gemm_column_panel<acc_t>(group, depth, a.get() + (k0 * row_panels + row * depth) * kRows,
+                                     b.get() + k0 * kCols, tiles.get(), k0 > 0);
+          }
+          store_output(first + row * kRows, stored, panel, tiles.get(), bias, output);
+        }
+      }
+    });
+  }
+
   void forward(const acc_t* input, const acc_t* weight, const acc_t* bias, acc_t* output) const {
     for (int64_t first = 0; first < positions(); first += kPositions) {
       const int64_t count = std::min(kPositions, positions() - first);
       const auto a = pack_rows<acc_t>(count, neighbours(), [&](int64_t k0, int64_t depth, int64_t panel, acc_t* to) {
         for (int64_t r = 0; r < kRows; ++r) {
-          const Position at = table[std::min(first + panel * kRows + r, positions() - 1)];
-          for (int64_t k = 0; k < depth; ++k) {
-            to[k * kRows + r] = input_at(input, k0 + k, at);
-          }
+          const Position& at = table[std::min(first + panel * kRows + r, positions() - 1)];
+          pack_neighbours(input, at, k0, depth, to + r);
         }
       });
-      gemm_columns<acc_t>(
-          count, neighbours(), columns(), a,
-          [&](int64_t k0, int64_t depth, int64_t panel, acc_t* to) { pack_weight(weight, k0, depth, panel, to); },
-          [&](int64_t panel, const acc_t* tiles) { store_output(first, count, panel, tiles, bias, output); });
+      multiply(first, count, a, weight, bias, output);
     }
   }
 

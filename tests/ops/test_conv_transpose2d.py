@@ -36,9 +36,10 @@ class TestConvTranspose2d(OpTest):
     equal_between_thread_counts = False
     gradcheck_samples = ("small 2x2", "small phases", "small depthwise", "small strided")
     not_interpreted = (
-        "2x2 deep", "2x2 many pixels", "2x2 no bias", "3x3", "FCN stride 8", "FCN uncropped", "FCN 32",
+        "2x2 deep", "2x2 many pixels", "2x2 no bias", "3x3", "FCN stride 8", "FCN uncropped", "FCN 32", "FCN deep",
         "small 2x2", "small phases", "small strided", "4x4 stride 2 deep", "6x6 stride 2", "8x8 stride 4",
-        "tiles", "tiles 4x4", "tiles channels_last", "tiles deep channels_last",
+        "tiles", "tiles 4x4", "tiles channels_last", "tiles deep channels_last", "depthwise wide", "depthwise wide, odd",
+        "depthwise 3x3 wide",
     )  # fmt: skip
 
     def samples(self, device, dtype):
@@ -57,6 +58,7 @@ class TestConvTranspose2d(OpTest):
             make("FCN stride 8", (2, 5, 4, 6), 3, 16, 8, 4),
             make("FCN uncropped", (1, 3, 23, 24), 2, 16, 8),
             make("FCN 32", (1, 1, 3, 2), 2, 64, 32, 16),
+            make("FCN deep", (1, 70, 3, 20), 1, 16, 8, 4),
             make("FCN output padding", (1, 3, 6, 5), 2, (8, 16), (4, 8), (2, 4), (1, 0)),
             make("4x4 stride 2", (2, 3, 6, 5), 4, 4, 2, 1),
             make("4x4 stride 2 deep", (1, 150, 5, 30), 6, 4, 2, 1),
@@ -70,6 +72,9 @@ class TestConvTranspose2d(OpTest):
             make("everything", (2, 4, 6, 5), 6, 3, (2, 3), (1, 0), (1, 2), 2, 2),
             make("depthwise", (2, 4, 6, 5), 4, 4, 2, 1, groups=4),
             make("depthwise 3x5", (2, 3, 7, 10), 3, (3, 5), (2, 3), (1, 4), (1, 2), groups=3),
+            make("depthwise wide", (2, 3, 5, 21), 3, 4, 2, 1, groups=3),
+            make("depthwise wide, odd", (1, 2, 3, 20), 2, 4, 2, 1, 1, groups=2),
+            make("depthwise 3x3 wide", (1, 2, 4, 19), 2, 3, 2, 1, 1, groups=2),
             make("depthwise kernel under stride", (1, 3, 5, 4), 3, (1, 2), 3, 0, 2, groups=3, bias=False),
             make("depthwise channels_last", (2, 4, 6, 5), 4, 4, 2, 1, groups=4, channels_last=True),
             make("1x1", (2, 4, 6, 5), 3, 1),
@@ -122,7 +127,9 @@ class TestConvTranspose2d(OpTest):
         y = torch.randn_like(output)
         torch.testing.assert_close((output * y).sum(), (F.conv2d(y, weight, None, stride) * x).sum())
 
-    @pytest.mark.parametrize("name", ["2x2 many pixels", "2x2 deep", "3x3", "FCN uncropped", "depthwise"])
+    @pytest.mark.parametrize(
+        "name", ["2x2 many pixels", "2x2 deep", "3x3", "FCN uncropped", "FCN deep", "depthwise", "depthwise wide"]
+    )
     def test_own_paths_do_not_depend_on_threads(self, name):
         results = []
         for threads in (1, 2):
