@@ -53,15 +53,10 @@ bool vendor_wins(const Conv2dParams& p, ScalarType dtype, bool channels_last) {
          p.in_h > reach_h && p.in_w > reach_w;
 }
 
-template <typename T>
-const T* data(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-
 // [C, KH, KW] as [KH, KW, C]; `reversed` turns the kernel around.
-template <typename T>
-std::vector<T> taps_first(const T* weight, int64_t channels, int64_t taps, bool reversed) {
-  std::vector<T> to(channels * taps);
+template <typename acc_t>
+std::vector<acc_t> taps_first(const std::vector<acc_t>& weight, int64_t channels, int64_t taps, bool reversed) {
+  std::vector<acc_t> to(channels * taps);
   for (int64_t c = 0; c < channels; ++c) {
     for (int64_t t = 0; t < taps; ++t) {
       to[(reversed ? taps - 1 - t : t) * channels + c] = weight[c * taps + t];
@@ -71,91 +66,130 @@ std::vector<T> taps_first(const T* weight, int64_t channels, int64_t taps, bool 
 }
 
 // channels_last in float32 needs no rows of its own.
-template <typename T, int kLanes>
-constexpr bool kMayRunPixels = kLanes > 1 && std::is_same_v<T, float>;
+template <typename acc_t, int kLanes>
+bool may_run_pixels(const DepthwiseSource<acc_t>& source) {
+  return kLanes > 1 && std::is_same_v<acc_t, float> && source.size == sizeof(float);
+}
 
 // float64 is a check's dtype: padded rows do for it.
-template <typename T, int kLanes>
-constexpr bool kMayRunPlanes = kLanes == 1 && !std::is_same_v<T, double>;
+template <typename acc_t, int kLanes>
+constexpr bool kMayRunPlanes = kLanes == 1 && std::is_same_v<acc_t, float>;
 
-// `b` may be null.
-template <typename T, int kLanes>
-void depthwise_forward(const Conv2dParams& p, const T* x, const T* w, const T* b, T* to) {
-  using acc_t = accumulate_t<T>;
-  if constexpr (kMayRunPixels<T, kLanes>) {
-    if (DepthwisePixels<T>::fits(p)) {
-      DepthwisePixels<T>{p}.run(x, taps_first(w, p.groups, p.taps(), false).data(), b, to);
+// `b` is empty without a bias.
+template <typename acc_t, int kLanes>
+void depthwise_forward(const Conv2dParams& p, const DepthwiseSource<acc_t>& x, const std::vector<acc_t>& w,
+                       const std::vector<acc_t>& b, const DepthwiseTarget<acc_t>& to) {
+  if constexpr (kLanes > 1 && std::is_same_v<acc_t, float>) {
+    if (may_run_pixels<acc_t, kLanes>(x) && DepthwisePixels<acc_t>::fits(p)) {
+      DepthwisePixels<acc_t>{p}.run(static_cast<const acc_t*>(x.data), taps_first(w, p.groups, p.taps(), false).data(),
+                                    b.empty() ? nullptr : b.data(), static_cast<acc_t*>(to.data));
       return;
     }
   }
-  const auto kernels = pack_depthwise<kLanes, acc_t>(w, p.groups, p.multiplier(), p.taps());
-  const auto add = b ? pack_depthwise<kLanes, acc_t>(b, p.groups, p.multiplier(), 1) : std::vector<acc_t>();
-  const acc_t* bias = b ? add.data() : nullptr;
-  if constexpr (kMayRunPlanes<T, kLanes>) {
-    if (DepthwisePlanes<T>::fits(p)) {
-      DepthwisePlanes<T>{p}.run(x, kernels.data(), bias, to);
+  const auto kernels = pack_depthwise<kLanes, acc_t>(w.data(), p.groups, p.multiplier(), p.taps());
+  const auto add = b.empty() ? b : pack_depthwise<kLanes, acc_t>(b.data(), p.groups, p.multiplier(), 1);
+  const acc_t* bias = b.empty() ? nullptr : add.data();
+  if constexpr (kMayRunPlanes<acc_t, kLanes>) {
+    if (DepthwisePlanes<acc_t>::fits(p)) {
+      DepthwisePlanes<acc_t>{p}.run(x, kernels.data(), bias, to);
       return;
     }
   }
-  DepthwiseConvolution<acc_t, kLanes>(p, false).run(depthwise_source<kLanes>(x), kernels.data(), bias,
-                                                    depthwise_target<kLanes>(to));
+  DepthwiseConvolution<acc_t, kLanes>(p, false).run(x, kernels.data(), bias, to);
 }
 
 // The input's gradient: of stride 1 it is a convolution with the weights read backwards.
-template <typename T, int kLanes>
-void depthwise_input_gradient(const Conv2dParams& p, const T* g, const T* w, T* to) {
-  using acc_t = accumulate_t<T>;
+template <typename acc_t, int kLanes>
+void depthwise_input_gradient(const Conv2dParams& p, const DepthwiseSource<acc_t>& g, std::vector<acc_t> w,
+                              const DepthwiseTarget<acc_t>& to) {
   const Conv2dParams back = transposed(p);
-  if constexpr (kMayRunPixels<T, kLanes>) {
-    if (p.stride_h == 1 && p.stride_w == 1 && DepthwisePixels<T>::fits(back)) {
-      DepthwisePixels<T>{back}.run(g, taps_first(w, p.groups, p.taps(), true).data(), nullptr, to);
+  if constexpr (kLanes > 1 && std::is_same_v<acc_t, float>) {
+    if (may_run_pixels<acc_t, kLanes>(g) && p.stride_h == 1 && p.stride_w == 1 && DepthwisePixels<acc_t>::fits(back)) {
+      DepthwisePixels<acc_t>{back}.run(static_cast<const acc_t*>(g.data),
+                                       taps_first(w, p.groups, p.taps(), true).data(), nullptr,
+                                       static_cast<acc_t*>(to.data));
       return;
     }
   }
-  auto kernels = pack_depthwise<kLanes, acc_t>(w, p.groups, p.multiplier(), p.taps());
-  if constexpr (kMayRunPlanes<T, kLanes>) {
-    if (p.multiplier() == 1 && DepthwisePlanes<T>::fits(back)) {
+  if constexpr (kMayRunPlanes<acc_t, kLanes>) {
+    if (p.multiplier() == 1 && DepthwisePlanes<acc_t>::fits(back)) {
       for (int64_t group = 0; group < p.groups; ++group) {
-        std::reverse(kernels.begin() + group * p.taps(), kernels.begin() + (group + 1) * p.taps());
+        std::reverse(w.begin() + group * p.taps(), w.begin() + (group + 1) * p.taps());
       }
-      DepthwisePlanes<T>{back}.run(g, kernels.data(), nullptr, to);
+      DepthwisePlanes<acc_t>{back}.run(g, w.data(), nullptr, to);
       return;
     }
   }
-  DepthwiseConvolution<acc_t, kLanes>(p, true).run(depthwise_source<kLanes>(g), kernels.data(), nullptr,
-                                                   depthwise_target<kLanes>(to));
+  const auto kernels = pack_depthwise<kLanes, acc_t>(w.data(), p.groups, p.multiplier(), p.taps());
+  DepthwiseConvolution<acc_t, kLanes>(p, true).run(g, kernels.data(), nullptr, to);
 }
 
 // Either of the two gradients may be null.
-template <typename T, int kLanes>
-void depthwise_weight_gradient(const Conv2dParams& p, const T* x, const T* g, T* grad_weight, T* grad_bias) {
-  if constexpr (kMayRunPixels<T, kLanes>) {
-    if (DepthwisePixels<T>::fits(p)) {
-      DepthwisePixels<T>{p}.run_weight(x, g, grad_weight, grad_bias);
+template <typename acc_t, int kLanes>
+void depthwise_weight_gradient(const Conv2dParams& p, const DepthwiseSource<acc_t>& x, const DepthwiseSource<acc_t>& g,
+                               acc_t* grad_weight, acc_t* grad_bias) {
+  if constexpr (kLanes > 1 && std::is_same_v<acc_t, float>) {
+    if (may_run_pixels<acc_t, kLanes>(x) && DepthwisePixels<acc_t>::fits(p)) {
+      DepthwisePixels<acc_t>{p}.run_weight(static_cast<const acc_t*>(x.data), static_cast<const acc_t*>(g.data),
+                                           grad_weight, grad_bias);
       return;
     }
   }
-  using acc_t = accumulate_t<T>;
-  std::vector<acc_t> weights(grad_weight ? p.out_channels * p.taps() : 0), biases(grad_bias ? p.out_channels : 0);
-  DepthwiseWeightGradient<acc_t, kLanes>(p).run(depthwise_source<kLanes>(x), depthwise_source<kLanes>(g),
-                                                grad_weight ? weights.data() : nullptr,
-                                                grad_bias ? biases.data() : nullptr);
-  for (size_t i = 0; i < weights.size(); ++i) {
-    store_value(grad_weight[i], weights[i]);
-  }
-  for (size_t i = 0; i < biases.size(); ++i) {
-    store_value(grad_bias[i], biases[i]);
-  }
+  DepthwiseWeightGradient<acc_t, kLanes>(p).run(x, g, grad_weight, grad_bias);
 }
 
-// Calls f with the number of channels that stand side by side.
+// A parameter's values in the type of the sums.
+template <typename acc_t>
+std::vector<acc_t> values_of(const Tensor& tensor) {
+  const Tensor dense = torch::stable::contiguous(tensor);
+  std::vector<acc_t> values(dense.numel());
+  dispatch_floating(dense.scalar_type(), "conv2d", [&]<typename T>() {
+    for (size_t i = 0; i < values.size(); ++i) {
+      values[i] = to_compute<acc_t>(static_cast<const T*>(dense.const_data_ptr())[i]);
+    }
+  });
+  return values;
+}
+
+template <typename acc_t>
+void set_values(const std::vector<acc_t>& values, Tensor& tensor) {
+  dispatch_floating(tensor.scalar_type(), "conv2d", [&]<typename T>() {
+    for (size_t i = 0; i < values.size(); ++i) {
+      store_value(static_cast<T*>(tensor.mutable_data_ptr())[i], values[i]);
+    }
+  });
+}
+
+template <typename acc_t, int kLanes>
+DepthwiseSource<acc_t> source_of(const Tensor& tensor) {
+  DepthwiseSource<acc_t> source{};
+  dispatch_floating(tensor.scalar_type(), "conv2d", [&]<typename T>() {
+    if constexpr (std::is_same_v<accumulate_t<T>, acc_t>) {
+      source = depthwise_source<kLanes>(static_cast<const T*>(tensor.const_data_ptr()));
+    }
+  });
+  return source;
+}
+
+template <typename acc_t, int kLanes>
+DepthwiseTarget<acc_t> target_of(Tensor& tensor) {
+  DepthwiseTarget<acc_t> target{};
+  dispatch_floating(tensor.scalar_type(), "conv2d", [&]<typename T>() {
+    if constexpr (std::is_same_v<accumulate_t<T>, acc_t>) {
+      target = depthwise_target<kLanes>(static_cast<T*>(tensor.mutable_data_ptr()));
+    }
+  });
+  return target;
+}
+
+// Calls f with the type of the sums and the number of channels that stand side by side.
 template <typename F>
 void dispatch_layout(ScalarType dtype, bool channels_last, const F& f) {
-  dispatch_floating(dtype, "conv2d", [&]<typename T>() {
+  dispatch_compute(dtype, [&]<typename acc_t>() {
     if (channels_last) {
-      f.template operator()<T, kDepthwiseLanes>();
+      f.template operator()<acc_t, kDepthwiseLanes>();
     } else {
-      f.template operator()<T, 1>();
+      f.template operator()<acc_t, 1>();
     }
   });
 }
@@ -178,11 +212,10 @@ Tensor conv2d_cpu(const Tensor& input,                // [N, Cin, H, W]
     return output;
   }
   const Tensor x = to_dense(input, channels_last);
-  const Tensor w = torch::stable::contiguous(weight);
-  const Tensor b = bias ? torch::stable::contiguous(*bias) : Tensor();
-  dispatch_layout(input.scalar_type(), channels_last, [&]<typename T, int kLanes>() {
-    depthwise_forward<T, kLanes>(p, data<T>(x), data<T>(w), bias ? data<T>(b) : nullptr,
-                                 static_cast<T*>(output.mutable_data_ptr()));
+  dispatch_layout(input.scalar_type(), channels_last, [&]<typename acc_t, int kLanes>() {
+    depthwise_forward<acc_t, kLanes>(p, source_of<acc_t, kLanes>(x), values_of<acc_t>(weight),
+                                     bias ? values_of<acc_t>(*bias) : std::vector<acc_t>(),
+                                     target_of<acc_t, kLanes>(output));
   });
   return output;
 }
@@ -208,21 +241,25 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
   }
   const bool channels_last = is_channels_last(input);
   const Tensor g = to_dense(grad_output, channels_last);
-  const Tensor w = torch::stable::contiguous(weight);
   const Tensor x = to_dense(input, channels_last);
   const ScalarType dtype = input.scalar_type();
   Tensor grad_input =
       need_input ? empty_nchw(p.batch, p.in_channels, p.in_h, p.in_w, dtype, input, channels_last) : none;
   Tensor grad_weight = need_weight ? empty_nchw(p.out_channels, 1, p.kernel_h, p.kernel_w, dtype, weight, false) : none;
   Tensor grad_bias = need_bias ? torch::stable::new_empty(input, {p.out_channels}) : none;
-  dispatch_layout(dtype, channels_last, [&]<typename T, int kLanes>() {
+  dispatch_layout(dtype, channels_last, [&]<typename acc_t, int kLanes>() {
+    const auto upstream = source_of<acc_t, kLanes>(g);
     if (need_input) {
-      depthwise_input_gradient<T, kLanes>(p, data<T>(g), data<T>(w), static_cast<T*>(grad_input.mutable_data_ptr()));
+      depthwise_input_gradient<acc_t, kLanes>(p, upstream, values_of<acc_t>(weight),
+                                              target_of<acc_t, kLanes>(grad_input));
     }
     if (need_weight || need_bias) {
-      depthwise_weight_gradient<T, kLanes>(p, data<T>(x), data<T>(g),
-                                           need_weight ? static_cast<T*>(grad_weight.mutable_data_ptr()) : nullptr,
-                                           need_bias ? static_cast<T*>(grad_bias.mutable_data_ptr()) : nullptr);
+      std::vector<acc_t> weights(grad_weight.numel()), biases(grad_bias.numel());
+      depthwise_weight_gradient<acc_t, kLanes>(p, source_of<acc_t, kLanes>(x), upstream,
+                                               need_weight ? weights.data() : nullptr,
+                                               need_bias ? biases.data() : nullptr);
+      set_values(weights, grad_weight);
+      set_values(biases, grad_bias);
     }
   });
   return {grad_input, grad_weight, grad_bias};

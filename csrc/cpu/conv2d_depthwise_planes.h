@@ -4,9 +4,7 @@
 
 #include <vector>
 
-#include "../common/conv2d.h"
-#include "../common/depthwise_conv2d.h"
-#include "../common/parallel.h"
+#include "conv2d_depthwise.h"
 
 namespace segkernels {
 
@@ -137,20 +135,6 @@ void depthwise_band(const DepthwiseBand<acc_t>& band, int64_t count, int64_t col
   }
 }
 
-template <typename T, typename acc_t>
-SEGKERNELS_CLONES void convert_row(const T* from, int64_t count, acc_t* to) {
-  for (int64_t x = 0; x < count; ++x) {
-    to[x] = to_compute<acc_t>(from[x]);
-  }
-}
-
-template <typename T, typename acc_t>
-SEGKERNELS_CLONES void convert_row_back(const acc_t* from, int64_t count, T* to) {
-  for (int64_t x = 0; x < count; ++x) {
-    store_value(to[x], from[x]);
-  }
-}
-
 // The convolution that makes the input's gradient of the output's, where the weights are read backwards.
 inline Conv2dParams transposed(Conv2dParams p) {
   std::swap(p.in_h, p.out_h);
@@ -160,9 +144,8 @@ inline Conv2dParams transposed(Conv2dParams p) {
   return p;
 }
 
-template <typename T>
+template <typename acc_t>
 struct DepthwisePlanes {
-  using acc_t = accumulate_t<T>;
   static constexpr int64_t kStep = DepthwiseVector<acc_t>::count;
 
   Conv2dParams p;
@@ -187,19 +170,22 @@ struct DepthwisePlanes {
   }
 
   // `weight` [Cout, KH, KW] and `bias` [Cout] or null, in the type of the sums.
-  void run(const T* from, const acc_t* weight, const acc_t* bias, T* to) const {
+  void run(const DepthwiseSource<acc_t>& from, const acc_t* weight, const acc_t* bias,
+           const DepthwiseTarget<acc_t>& to) const {
+    const DepthwiseColumns padded({p.in_w, p.out_w, p.kernel_w, 1, p.pad_w, p.dilation_w, false});
+    const bool writes_through = to.size == sizeof(acc_t) && p.out_w >= kStep;
     const int64_t band = band_rows();
     const int64_t bands = (p.out_h + band - 1) / band;
     const int64_t all = p.batch * p.groups * p.in_h;
     const int64_t cost = band * (p.in_w + p.multiplier() * p.out_w);
     parallel_items(p.batch * p.groups * bands, cost, [&](int64_t begin, int64_t end) {
       std::vector<acc_t> rows((band + reach()) * pitch());
-      std::vector<acc_t> results(writes_through() ? 0 : band * std::max(p.out_w, kStep));
+      std::vector<acc_t> results(writes_through ? 0 : band * std::max(p.out_w, kStep));
       for (int64_t unit = begin; unit < end; ++unit) {
         const int64_t plane = unit / bands;
         const int64_t first = unit % bands * band;
         const int64_t count = std::min(band, p.out_h - first);
-        load(from + plane * p.in_h * p.in_w, first - p.pad_h, count + reach(), rows.data());
+        load(from, plane * p.in_h * p.in_w, first - p.pad_h, count + reach(), padded, rows.data());
         const int64_t group = plane % p.groups;
         // The next plane follows in memory, and what is asked for past the thread's last row is the next thread's.
         const int64_t next = std::min(plane * p.in_h + std::max<int64_t>(0, first + count + reach() - p.pad_h), all);
@@ -213,45 +199,36 @@ struct DepthwisePlanes {
                                           p.dilation_w,
                                           weight + channel * p.taps(),
                                           bias ? bias[channel] : acc_t(0),
-                                          reinterpret_cast<const char*>(from + next * p.in_w),
+                                          static_cast<const char*>(from.at(next * p.in_w)),
                                           q == 0 ? std::min(count, all - next) : 0,
-                                          p.in_w * static_cast<int64_t>(sizeof(T))};
-          T* result = to + ((plane * p.multiplier() + q) * p.out_h + first) * p.out_w;
-          compute(work, count, results.data(), result);
+                                          p.in_w * from.size};
+          const int64_t place = ((plane * p.multiplier() + q) * p.out_h + first) * p.out_w;
+          if (writes_through) {
+            depthwise_band(work, count, p.out_w, static_cast<acc_t*>(to.at(place)), p.out_w);
+            continue;
+          }
+          const int64_t columns = std::max(p.out_w, kStep);
+          depthwise_band(work, count, columns, results.data(), columns);
+          for (int64_t y = 0; y < count; ++y) {
+            to.store(results.data() + y * columns, 0, {p.out_w, 1, 0, 1}, padded, to.at(place + y * p.out_w));
+          }
         }
       }
     });
   }
 
-  bool writes_through() const {
-    return std::is_same_v<T, acc_t> && p.out_w >= kStep;
-  }
-
   // Rows [first, first + count) of a plane; those outside are zeros, and so are the columns beside, which nothing
   // ever writes.
-  void load(const T* plane, int64_t first, int64_t count, acc_t* rows) const {
+  void load(const DepthwiseSource<acc_t>& from, int64_t plane, int64_t first, int64_t count,
+            const DepthwiseColumns& padded, acc_t* rows) const {
     for (int64_t y = first; y < first + count; ++y, rows += pitch()) {
       if (y < 0 || y >= p.in_h) {
         std::fill_n(rows + p.pad_w, p.in_w, acc_t(0));
-      } else if constexpr (std::is_same_v<T, acc_t>) {
-        std::copy_n(plane + y * p.in_w, p.in_w, rows + p.pad_w);
+      } else if (from.size == sizeof(acc_t)) {
+        std::copy_n(static_cast<const acc_t*>(from.at(plane + y * p.in_w)), p.in_w, rows + p.pad_w);
       } else {
-        convert_row(plane + y * p.in_w, p.in_w, rows + p.pad_w);
+        from.load(from.at(plane + y * p.in_w), {p.in_w, 1, 0, 1}, padded, rows);
       }
-    }
-  }
-
-  void compute(const DepthwiseBand<acc_t>& band, int64_t count, acc_t* results, T* to) const {
-    if constexpr (std::is_same_v<T, acc_t>) {
-      if (writes_through()) {
-        depthwise_band(band, count, p.out_w, to, p.out_w);
-        return;
-      }
-    }
-    const int64_t columns = std::max(p.out_w, kStep);
-    depthwise_band(band, count, columns, results, columns);
-    for (int64_t y = 0; y < count; ++y) {
-      convert_row_back(results + y * columns, p.out_w, to + y * p.out_w);
     }
   }
 };
