@@ -103,18 +103,21 @@ def nvcc_command(source: Path, target: Path, architectures: Sequence[int] = ARCH
     return [*command, "-MD", "-MF", str(target.with_suffix(".d")), "-c", str(source), "-o", str(target)]
 
 
-def built(source: Path, architectures: Sequence[int] = ARCHITECTURES) -> list[Resources]:
+def built(source: Path, architectures: Sequence[int] = ARCHITECTURES) -> list[Resources] | None:
     """What the library's own compilation said, if it was for these architectures and no source changed since."""
     newest = max(path.stat().st_mtime for folder in ("common", "cuda") for path in (ROOT / "csrc" / folder).iterdir())
     for log in ROOT.glob(f"build/temp.*/csrc/cuda/{source.stem}.nvcc.log"):
-        found = of_log(source.stem, log.read_text()) if log.stat().st_mtime >= newest else []
-        if {one.architecture for one in found} == {f"sm_{architecture}" for architecture in architectures}:
+        if log.stat().st_mtime < newest:
+            continue
+        found = of_log(source.stem, log.read_text())
+        # A source that only registers host functions, as conv_transpose1d's, has no kernel.
+        if not found or {one.architecture for one in found} == {f"sm_{one}" for one in architectures}:
             return found
-    return []
+    return None
 
 
 def of_cuda(source: Path, architectures: Sequence[int] = ARCHITECTURES) -> list[Resources]:
-    if found := built(source, architectures):
+    if (found := built(source, architectures)) is not None:
         return found
     with tempfile.TemporaryDirectory() as folder:
         command = nvcc_command(source, Path(folder, f"{source.stem}.o"), architectures)

@@ -25,7 +25,7 @@ FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "
 FLAGS += [f"-DTORCH_TARGET_VERSION={TORCH_FLOOR}", "-DTORCH_STABLE_ONLY", f"-I{ROOT / 'csrc' / 'emulation'}"]
 FLAGS += [flag for path in include_paths() for flag in ("-isystem", path)]
 VARIANTS = {
-    "plain": ["-O2", "-g1"],
+    "plain": ["-O1"],
     "sanitized": ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
     "ucontext": ["-O1", "-DSEGKERNELS_EMULATION_UCONTEXT"],
 }
