@@ -67,9 +67,7 @@ std::vector<acc_t> taps_first(const std::vector<acc_t>& weight, int64_t channels
 
 // channels_last in float32 needs no rows of its own.
 template <typename acc_t, int kLanes>
-bool may_run_pixels(const DepthwiseSource<acc_t>& source) {
-  return kLanes > 1 && std::is_same_v<acc_t, float> && source.size == sizeof(float);
-}
+constexpr bool kMayRunPixels = kLanes > 1 && std::is_same_v<acc_t, float>;
 
 // float64 is a check's dtype: padded rows do for it.
 template <typename acc_t, int kLanes>
@@ -79,8 +77,8 @@ constexpr bool kMayRunPlanes = kLanes == 1 && std::is_same_v<acc_t, float>;
 template <typename acc_t, int kLanes>
 void depthwise_forward(const Conv2dParams& p, const DepthwiseSource<acc_t>& x, const std::vector<acc_t>& w,
                        const std::vector<acc_t>& b, const DepthwiseTarget<acc_t>& to) {
-  if constexpr (kLanes > 1 && std::is_same_v<acc_t, float>) {
-    if (may_run_pixels<acc_t, kLanes>(x) && DepthwisePixels<acc_t>::fits(p)) {
+  if constexpr (kMayRunPixels<acc_t, kLanes>) {
+    if (x.size == sizeof(float) && DepthwisePixels<acc_t>::fits(p)) {
       DepthwisePixels<acc_t>{p}.run(static_cast<const acc_t*>(x.data), taps_first(w, p.groups, p.taps(), false).data(),
                                     b.empty() ? nullptr : b.data(), static_cast<acc_t*>(to.data));
       return;
@@ -103,8 +101,8 @@ template <typename acc_t, int kLanes>
 void depthwise_input_gradient(const Conv2dParams& p, const DepthwiseSource<acc_t>& g, std::vector<acc_t> w,
                               const DepthwiseTarget<acc_t>& to) {
   const Conv2dParams back = transposed(p);
-  if constexpr (kLanes > 1 && std::is_same_v<acc_t, float>) {
-    if (may_run_pixels<acc_t, kLanes>(g) && p.stride_h == 1 && p.stride_w == 1 && DepthwisePixels<acc_t>::fits(back)) {
+  if constexpr (kMayRunPixels<acc_t, kLanes>) {
+    if (g.size == sizeof(float) && p.stride_h == 1 && p.stride_w == 1 && DepthwisePixels<acc_t>::fits(back)) {
       DepthwisePixels<acc_t>{back}.run(static_cast<const acc_t*>(g.data),
                                        taps_first(w, p.groups, p.taps(), true).data(), nullptr,
                                        static_cast<acc_t*>(to.data));
@@ -128,8 +126,8 @@ void depthwise_input_gradient(const Conv2dParams& p, const DepthwiseSource<acc_t
 template <typename acc_t, int kLanes>
 void depthwise_weight_gradient(const Conv2dParams& p, const DepthwiseSource<acc_t>& x, const DepthwiseSource<acc_t>& g,
                                acc_t* grad_weight, acc_t* grad_bias) {
-  if constexpr (kLanes > 1 && std::is_same_v<acc_t, float>) {
-    if (may_run_pixels<acc_t, kLanes>(x) && DepthwisePixels<acc_t>::fits(p)) {
+  if constexpr (kMayRunPixels<acc_t, kLanes>) {
+    if (x.size == sizeof(float) && DepthwisePixels<acc_t>::fits(p)) {
       DepthwisePixels<acc_t>{p}.run_weight(static_cast<const acc_t*>(x.data), static_cast<const acc_t*>(g.data),
                                            grad_weight, grad_bias);
       return;
@@ -232,7 +230,10 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
   if (products_win(p, input.scalar_type()) && input.numel() > 0) {
     const std::vector<Tensor> grads =
         multi_dilation_backward(grad_output, input, {weight}, {p.dilation_h}, need_input, need_weight);
-    const auto rest = vendor_convolution(p).backward(grad_output, input, weight, {false, false, need_bias});
+    if (!need_bias) {
+      return {grads[0], grads[1], none};
+    }
+    const auto rest = vendor_convolution(p).backward(grad_output, input, weight, {false, false, true});
     return {grads[0], grads[1], rest[2].value_or(none)};
   }
   if (!p.depthwise() || grad_output.numel() == 0 || input.numel() == 0) {
