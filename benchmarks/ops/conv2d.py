@@ -12,14 +12,15 @@ from benchmarks.ops._convolutions import EVERY_ROW, OVERHEAD
 from segkernels.ops import conv2d
 
 
-def case(name, shape, out_channels, kernel, dilation=1, groups=1, **rest):
+def case(name, shape, out_channels, kernel, dilation=1, groups=1, bias=False, **rest):
     n, c, h, w = shape
     padding = dilation * (kernel - 1) // 2
 
     def inputs(dtype, device):
         scale = (c // groups * kernel * kernel) ** -0.5
         weight = (torch.randn(out_channels, c // groups, kernel, kernel, device=device) * scale).to(dtype)
-        return torch.randn(shape, device=device).to(dtype), weight, None, 1, padding, dilation, groups
+        offset = torch.randn(out_channels, device=device).to(dtype) if bias else None
+        return torch.randn(shape, device=device).to(dtype), weight, offset, 1, padding, dilation, groups
 
     def work(size):
         weights = out_channels * (c // groups) * kernel**2
@@ -36,17 +37,21 @@ def case(name, shape, out_channels, kernel, dilation=1, groups=1, **rest):
         baselines={"eager": F.conv2d, "channels_last": F.conv2d},
         channels_last=("channels_last",),
         work=work,
-        **(EVERY_ROW | {"grad": (0, 1)} | rest),
+        **(EVERY_ROW | {"grad": (0, 1, 2) if bias else (0, 1)} | rest),
     )  # fmt: skip
 
 
-def depthwise(shape, kernel, dilation=1, last=False):
+def channels_last(made):
+    """Ours in channels_last as well."""
+    return dataclasses.replace(made, name=f"{made.name} channels_last", channels_last=("segkernels", "channels_last"))
+
+
+def depthwise(shape, kernel, dilation=1, last=False, bias=False):
     """Ours in NCHW, or with `last` in channels_last; torch is measured in both."""
     size = "x".join(map(str, shape))
-    name, goals = f"depthwise k{kernel} d{dilation} {size}", {"fwd": 0.95, "fwdbwd": 0.95}
+    name, goals = f"depthwise k{kernel} d{dilation} {size}{' bias' if bias else ''}", {"fwd": 0.95, "fwdbwd": 0.95}
     if last:
-        made = case(f"{name} channels_last", shape, shape[1], kernel, dilation, shape[1], goals=goals)
-        return dataclasses.replace(made, channels_last=("segkernels", "channels_last"))
+        return channels_last(case(name, shape, shape[1], kernel, dilation, shape[1], bias, goals=goals))
     near = {"fwd": 0.5} if kernel == 3 else {}
     return case(name, shape, shape[1], kernel, dilation, shape[1], goals=goals, roofline_goals=near, group="depthwise")
 
@@ -73,12 +78,13 @@ DEPTHWISE = [
     ((4, 96, 56, 56), 7),
     ((1, 128, 32, 32), 31),
 ]
+AS_FAST = {"fwd": 0.97, "fwdbwd": 0.97}
 CASES = [
     *(depthwise(*row, last=last) for last in (False, True) for row in DEPTHWISE),
-    *(
-        case(f"aspp d{d} 1x512x33x33", (1, 512, 33, 33), 256, 3, d, goals={"fwd": 0.97, "fwdbwd": 0.97})
-        for d in (6, 12, 18)
-    ),
+    depthwise((4, 96, 56, 56), 5, last=True, bias=True),
+    *(case(f"aspp d{d} 1x512x33x33", (1, 512, 33, 33), 256, 3, d, goals=AS_FAST) for d in (6, 12, 18)),
+    *(channels_last(case(f"aspp d{d} 1x512x33x33", (1, 512, 33, 33), 256, 3, d, goals=AS_FAST)) for d in (6, 18)),
+    channels_last(case("dense k3 2x512x16x16", (2, 512, 16, 16), 512, 3, goals=AS_FAST)),
     *(on_gpu(k, (32, 256, 64, 64), 0, {"roofline": 0.7}, {"roofline": 0.7}) for k in (3, 5, 7)),
     # A forward pass at 70% and a weight gradient at 50%.
     *(on_gpu(k, (32, 256, 64, 64), 1, {}, {"roofline": 0.58}) for k in (3, 5, 7)),
