@@ -134,6 +134,12 @@ def triton_cases(stem: str) -> Iterator[tuple[Any, dict[str, str], dict[str, Any
         yield kernel, {n: "constexpr" if n in constants else pointers.get(n, "i32") for n in kernel.arg_names}, constants
 
 
+def pointer_types(signature: dict[str, Any]) -> str:
+    """What the pointers of a signature point to; several of one argument are a tuple."""
+    types = (t for one in signature.values() for t in (one if isinstance(one, tuple) else (one,)))
+    return "-".join(dict.fromkeys(t.strip("*") for t in types if t.startswith("*")))
+
+
 def of_triton(op: str, kernel: Any, signature: dict[str, str], constants: dict[str, Any], architecture: int) -> Resources:
     import triton
     from triton.backends.compiler import GPUTarget
@@ -153,7 +159,7 @@ def of_triton(op: str, kernel: Any, signature: dict[str, str], constants: dict[s
     log = report.getvalue()
     if not compiled.asm["cubin"] or "bytes spill" not in log:
         raise RuntimeError(f"no resource report from ptxas: {log!r}")
-    types = "-".join(dict.fromkeys(signature[n].strip("*") for n in kernel.arg_names if signature[n].startswith("*")))
+    types = pointer_types(signature)
     values = ",".join(f"{name}={getattr(value, '__name__', value)}" for name, value in constants.items())
     name = f"{kernel.__name__}<{types}> {values}".strip()
     # What a launch asks for: the assembler does not see dynamic shared memory.
