@@ -1,4 +1,5 @@
-// Convolution on the CPU: depthwise convolution is this package's own, torch's kernel does the rest.
+// Convolution on the CPU: depthwise convolution is this package's own, of dense convolution the parts that win
+// (conv2d_products.h); torch's kernel does the rest.
 #include "../common/conv2d.h"
 
 #include <torch/csrc/stable/library.h>
@@ -9,6 +10,7 @@
 #include "conv2d_depthwise_pixels.h"
 #include "conv2d_depthwise_planes.h"
 #include "conv2d_depthwise_weight.h"
+#include "conv2d_products.h"
 #include "multi_dilation_conv2d.h"
 
 namespace segkernels {
@@ -16,32 +18,6 @@ namespace {
 
 VendorConvolution vendor_convolution(const Conv2dParams& p) {
   return {{p.stride_h, p.stride_w}, {p.pad_h, p.pad_w}, {p.dilation_h, p.dilation_w}, {0, 0}, false, p.groups};
-}
-
-// A dense convolution that keeps the size, and is one rate of multi_dilation_conv2d.
-bool atrous(const Conv2dParams& p) {
-  const auto keeps = [&](int64_t kernel, int64_t pad) { return kernel % 2 == 1 && pad == p.dilation_h * (kernel / 2); };
-  return p.groups == 1 && p.stride_h == 1 && p.stride_w == 1 && p.dilation_h == p.dilation_w &&
-         keeps(p.kernel_h, p.pad_h) && keeps(p.kernel_w, p.pad_w);
-}
-
-// The share of the products whose tap lies inside of the map.
-double share_inside(const Conv2dParams& p) {
-  const auto axis = [&](int64_t size, int64_t kernel) {
-    int64_t inside = 0;
-    for (int64_t tap = 0; tap < kernel; ++tap) {
-      inside += std::max<int64_t>(0, size - std::abs(tap - kernel / 2) * p.dilation_h);
-    }
-    return static_cast<double>(inside) / static_cast<double>(kernel * size);
-  };
-  return axis(p.in_h, p.kernel_h) * axis(p.in_w, p.kernel_w);
-}
-
-// The measurement over 32 to 2048 channels, maps of 17 to 65 and dilations of 2 to 36 says: torch's NCHW kernel
-// multiplies the padding too and takes 1.3 to 3 times as long, its channels_last forward is as fast as ours, and its
-// gradients take 1.1 to 1.7 times as long in both.
-bool products_win(const Conv2dParams& p, ScalarType dtype) {
-  return dtype == ScalarType::Float && atrous(p) && p.in_channels >= 32 && share_inside(p) < 0.9;
 }
 
 // The measurement says: torch's own depthwise forward wins in channels_last for 5x5 and its like. Only where windows
@@ -198,7 +174,7 @@ Tensor conv2d_cpu(const Tensor& input,                // [N, Cin, H, W]
                   IntList stride, IntList padding, IntList dilation, int64_t groups) {
   const Conv2dParams p = conv2d_params("conv2d", input, weight, stride, padding, dilation, groups);
   const bool channels_last = is_channels_last(input);
-  if (!channels_last && products_win(p, input.scalar_type())) {
+  if (products_win(p, input.scalar_type(), channels_last).forward) {
     return multi_dilation_forward(input, {weight}, {p.dilation_h}, bias);
   }
   if (!p.depthwise() || vendor_wins(p, input.scalar_type(), channels_last)) {
@@ -218,6 +194,34 @@ Tensor conv2d_cpu(const Tensor& input,                // [N, Cin, H, W]
   return output;
 }
 
+std::tuple<Tensor, Tensor, Tensor> dense_backward(const Conv2dParams& p, const Tensor& grad_output, const Tensor& input,
+                                                  const Tensor& weight, bool channels_last, std::array<bool, 3> need) {
+  const Tensor none = torch::stable::new_empty(input, {0});
+  std::array<Tensor, 3> grads{none, none, none};
+  const ProductsWin win = products_win(p, input.scalar_type(), channels_last);
+  const std::array<bool, 2> ours{need[0] && win.grad_input, need[1] && win.grad_weight};
+  if ((ours[0] || ours[1]) && grad_output.numel() > 0 && input.numel() > 0) {
+    const auto found = multi_dilation_backward(grad_output, input, {weight}, {p.dilation_h}, ours[0], ours[1]);
+    for (int i = 0; i < 2; ++i) {
+      grads[i] = found[i];
+      need[i] = need[i] && !ours[i];
+    }
+  }
+  if (need[2] && !need[1]) {
+    // Torch's convolution computes the gradient of the weights with that of the bias, at a hundred times the cost.
+    const int64_t all_but_channels[] = {0, 2, 3};
+    grads[2] = torch::stable::sum(grad_output, torch::headeronly::IntHeaderOnlyArrayRef(all_but_channels, 3));
+    need[2] = false;
+  }
+  if (need[0] || need[1] || need[2]) {
+    const auto rest = vendor_convolution(p).backward(grad_output, input, weight, need);
+    for (int i = 0; i < 3; ++i) {
+      grads[i] = need[i] ? *rest[i] : grads[i];
+    }
+  }
+  return {grads[0], grads[1], grads[2]};
+}
+
 // Gradients that are not asked for come back empty.
 std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output,  // [N, Cout, OH, OW]
                                                        const Tensor& input,        // [N, Cin, H, W]
@@ -226,21 +230,11 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
                                                        int64_t groups, bool need_input, bool need_weight,
                                                        bool need_bias) {
   const Conv2dParams p = conv2d_params("conv2d_backward", input, weight, stride, padding, dilation, groups);
-  const Tensor none = torch::stable::new_empty(input, {0});
-  if (products_win(p, input.scalar_type()) && input.numel() > 0) {
-    const std::vector<Tensor> grads =
-        multi_dilation_backward(grad_output, input, {weight}, {p.dilation_h}, need_input, need_weight);
-    if (!need_bias) {
-      return {grads[0], grads[1], none};
-    }
-    const auto rest = vendor_convolution(p).backward(grad_output, input, weight, {false, false, true});
-    return {grads[0], grads[1], rest[2].value_or(none)};
-  }
-  if (!p.depthwise() || grad_output.numel() == 0 || input.numel() == 0) {
-    const auto grads = vendor_convolution(p).backward(grad_output, input, weight, {need_input, need_weight, need_bias});
-    return {grads[0].value_or(none), grads[1].value_or(none), grads[2].value_or(none)};
-  }
   const bool channels_last = is_channels_last(input);
+  if (!p.depthwise() || grad_output.numel() == 0 || input.numel() == 0) {
+    return dense_backward(p, grad_output, input, weight, channels_last, {need_input, need_weight, need_bias});
+  }
+  const Tensor none = torch::stable::new_empty(input, {0});
   const Tensor g = to_dense(grad_output, channels_last);
   const Tensor x = to_dense(input, channels_last);
   const ScalarType dtype = input.scalar_type();

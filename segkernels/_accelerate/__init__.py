@@ -101,8 +101,6 @@ def _accelerate_module(path: str, module: nn.Module, rules: dict[type[nn.Module]
         reason = _foreign(module, rules)
         return None if reason is None else Entry(path, name, None, reason)
     rule = rules[target]
-    if rule.other is not None and rule.other.when(module, device):
-        rule = rule.other
     after = f"segkernels {rule.ops[0]}" if rule.ops else None
     if original is not None:
         return Entry(path, name, after, "accelerated before")

@@ -9,13 +9,10 @@ import torch
 from torch import nn
 
 from segkernels import nn as ours
-from segkernels import ops
 from segkernels._accelerate._classes import FLOATING, Accelerated, suits
 
 #: From here on our undilated depthwise forward is faster than torch's.
 _LARGE_PLANE, _LARGE_MAP = 32 * 32, 1 << 19
-#: Share of a dense atrous convolution's taps inside the map below which leaving out the others is faster.
-_MOST_INSIDE = 0.8
 
 
 class Conv2d(Accelerated, ours.Conv2d):
@@ -27,27 +24,14 @@ class Conv2d(Accelerated, ours.Conv2d):
     def _is_faster(self, input: torch.Tensor) -> bool:
         # Measured on a CPU against oneDNN, whose undilated forward is hard to beat and whose dilated backward is not.
         kernel, dilation = max(self.kernel_size), max(self.dilation)
+        if self.groups == 1:
+            single = input.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+            return single and input.device.type == "cpu"
         if dilation >= 6:
             return True
         if (dilation > 1 or kernel > 3) and torch.is_grad_enabled():
             return True
         return kernel <= 3 and max(self.stride) == 1 and _plane(input) >= _LARGE_PLANE and input.numel() >= _LARGE_MAP
-
-
-class AtrousConv2d(Accelerated, nn.Conv2d):
-    """Dense, with so large a dilation that many taps lie in the padding: our op leaves those out."""
-
-    def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        if not (suits(input, self._accelerated_on) and input.dim() == 4 and self._is_faster(input, weight)):
-            return super()._conv_forward(input, weight, bias)
-        maps = ops.multi_dilation_conv2d(input, weight, [int(self.dilation[0])])
-        return maps if bias is None else maps + bias[:, None, None]
-
-    def _is_faster(self, input: torch.Tensor, weight: torch.Tensor) -> bool:
-        # Measured on a CPU against oneDNN in float32: 1.2 times at three quarters of the taps, 2.6 at a quarter.
-        if not input.dtype == weight.dtype == torch.float32 or torch.is_autocast_enabled("cpu"):
-            return False
-        return _share_inside(input.shape[2], self) * _share_inside(input.shape[3], self) < _MOST_INSIDE
 
 
 class ConvTranspose1d(Accelerated, ours.ConvTranspose1d):
@@ -116,33 +100,27 @@ def resamples_faster(input: torch.Tensor, mode: str) -> bool:
     return mode != "nearest" or input.is_contiguous()
 
 
-def _share_inside(size: int, module: nn.Conv2d) -> float:
-    """Of the taps along an axis of this size, those that meet a pixel."""
-    reach = module.kernel_size[0] // 2
-    inside = sum(max(0, size - abs(tap) * module.dilation[0]) for tap in range(-reach, reach + 1))
-    return inside / (size * (2 * reach + 1))
-
-
-def skips_taps(module: nn.Module, device: str) -> bool:
-    """Whether :class:`AtrousConv2d` takes this one: measured on a CPU only."""
-    assert isinstance(module, nn.Conv2d)
-    (kernel, *others), dilation = set(module.kernel_size), module.dilation[0]
+def runs_on_products(module: nn.Conv2d) -> bool:
+    """Atrous convolutions that csrc/cpu/conv2d_products.h may take; which parts of them, the op decides for each input."""
+    dilation = max(module.dilation)
     return (
-        device in ("cpu", "meta")
-        and module.groups == 1
-        and not others
-        and kernel % 2 == 1
-        and kernel > 1
+        module.groups == 1
+        and module.in_channels >= 32
         and dilation >= 4
-        and set(module.dilation) == {dilation}
-        and set(module.stride) == {1}
-        and (module.padding == "same" or set(module.padding) == {dilation * (kernel // 2)})
         and module.padding_mode == "zeros"
+        and max(module.kernel_size) > 1
+        and all(size % 2 for size in module.kernel_size)
+        and min(module.dilation) == dilation
+        and max(module.stride) == 1
+        and (module.padding == "same" or list(module.padding) == [dilation * (size // 2) for size in module.kernel_size])
     )
 
 
 def keep_conv2d(module: nn.Module) -> str | None:
     assert isinstance(module, nn.Conv2d)
+    if runs_on_products(module):
+        on_gpu = module.weight.is_cuda
+        return "atrous, dense: torch's own kernel is what segkernels would call on a GPU" if on_gpu else keep_dtype(module)
     if module.groups == 1 or module.groups != module.in_channels:
         kind = "grouped" if module.groups > 1 else "dense"
         return f"{'atrous, ' if max(module.dilation) > 1 else ''}{kind}: torch's own kernel is what segkernels would call"

@@ -28,9 +28,6 @@ class Rule:
     keep: Callable[[nn.Module], str | None] = lambda module: None
     #: methods that a subclass must not have changed
     methods: tuple[str, ...] = ("forward",)
-    #: another rule for the modules of this class of which ``when(module, device)`` is true
-    other: Rule | None = None
-    when: Callable[[nn.Module, str], bool] = lambda module, device: True
 
     @property
     def target(self) -> type[nn.Module] | None:
@@ -56,19 +53,9 @@ def _loss(
     return Rule(f"{package}.{file}", name, by, ops, keep, ("forward", *methods))
 
 
-_CONV_METHODS = ("forward", "_conv_forward")
-_ATROUS = Rule(
-    _CONV,
-    "Conv2d",
-    modules.AtrousConv2d,
-    _both("multi_dilation_conv2d"),
-    modules.keep_dtype,
-    _CONV_METHODS,
-    when=modules.skips_taps,
-)
 _SMP_REGION = ("compute_score", "aggregate_loss")
 RULES = (
-    Rule(_CONV, "Conv2d", modules.Conv2d, _both("conv2d"), modules.keep_conv2d, _CONV_METHODS, _ATROUS),
+    Rule(_CONV, "Conv2d", modules.Conv2d, _both("conv2d"), modules.keep_conv2d, ("forward", "_conv_forward")),
     *(
         Rule(_CONV, name, by, _both(op), modules.keep_conv_transpose, ("forward", "_output_padding"))
         for name, by, op in (
@@ -108,4 +95,4 @@ def targets() -> dict[type[nn.Module], Rule]:
 
 
 def ops_of(by: type[Accelerated]) -> tuple[str, ...]:
-    return next(rule.ops for rule in (*RULES, _ATROUS) if rule.by is by)
+    return next(rule.ops for rule in RULES if rule.by is by)

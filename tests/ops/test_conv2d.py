@@ -60,7 +60,7 @@ class TestConv2d(OpTest):
             make("dense", (2, 4, 7, 6), 6, 3, 1, 1),
             make("atrous", (1, 4, 9, 9), 3, 3, 1, 6, 6),
             make("atrous of many channels", (2, 33, 9, 11), 20, 3, 1, 4, 4),
-            make("atrous of many channels channels_last", (1, 32, 9, 8), 21, (3, 5), 1, (3, 6), 3, channels_last=True),
+            make("dense of many channels channels_last", (1, 256, 3, 4), 257, (1, 3), 1, (0, 2), 2, channels_last=True),
             make("grouped", (2, 4, 7, 6), 6, 3, 2, 1, groups=2),
             make("same", (1, 3, 6, 7), 3, (4, 3), 1, "same", (3, 2), 3),
             make("valid", (1, 3, 6, 7), 3, 3, 1, "valid", groups=3),
@@ -131,7 +131,15 @@ class TestConv2d(OpTest):
 
     @pytest.mark.parametrize(
         "name",
-        ["depthwise", "everything channels_last", "7x7 channels_last", "many rows", "dilation 12", "atrous of many channels"],
+        [
+            "depthwise",
+            "everything channels_last",
+            "7x7 channels_last",
+            "many rows",
+            "dilation 12",
+            "atrous of many channels",
+            "dense of many channels channels_last",
+        ],
     )
     def test_own_paths_do_not_depend_on_threads(self, name):
         results = []
