@@ -28,6 +28,8 @@ LINTERS := $(STAMP).linters
 BUILT := $(STAMP).built
 SOURCES := $(shell find csrc -type f) setup.py
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+# Python compiles what is imported when it is; compiling all of torch took two thirds of its installation.
+PIP_INSTALL = $(PYTHON) -m pip install -q --no-compile
 CLANG_FORMAT = $(PYTHON) -c "import clang_format; clang_format.clang_format()"
 
 # A source that does not compile is an error here, not a fall back to the reference tier or to yesterday's library.
@@ -90,20 +92,20 @@ $(ENVIRONMENT): pyproject.toml
 ifdef OWN_VENV
 	@python3 -c '$(MINIMUM)'
 	test -x $(PYTHON) || python3 -m venv $(PREFIX)
-	$(PYTHON) -m pip install -q $(TORCH)
+	$(PIP_INSTALL) $(TORCH)
 else
 	@$(PYTHON) -c '$(MINIMUM)'
-	@$(PYTHON) -c "import torch" || $(PYTHON) -m pip install -q $(TORCH)
+	@$(PYTHON) -c "import torch" || $(PIP_INSTALL) $(TORCH)
 endif
 	@mkdir -p build
 	$(PYTHON) -c "import torch; print('torch==' + torch.__version__)" > build/constraints.txt
-	$(PYTHON) -m pip install -q -c build/constraints.txt $(BUILD_TOOLS)
-	$(PYTHON) -m pip install -q -c build/constraints.txt --no-build-isolation -e ".[test,demo]"
+	$(PIP_INSTALL) -c build/constraints.txt $(BUILD_TOOLS)
+	$(PIP_INSTALL) -c build/constraints.txt --no-build-isolation -e ".[test,demo]"
 	@touch $@
 
 # mypy reads the package's imports, hence the environment; the versions are pinned because formatters change their mind.
 $(LINTERS): $(ENVIRONMENT) Makefile
-	$(PYTHON) -m pip install -q $(LINT_TOOLS)
+	$(PIP_INSTALL) $(LINT_TOOLS)
 	@touch $@
 
 $(BUILT): $(ENVIRONMENT) $(SOURCES)

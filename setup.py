@@ -110,7 +110,7 @@ def cuda_library(nvcc: Path) -> Extension:
     defines = [*STABLE, "-DUSE_CUDA"]
     extension = torch_build.CppExtension(
         "segkernels._ops_cuda",
-        sources("cuda", "cu"),
+        sources("cuda/units", "cu"),
         py_limited_api=True,
         include_dirs=[str(home / "include")],
         extra_compile_args={

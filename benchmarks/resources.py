@@ -1,7 +1,7 @@
 """``python -m benchmarks.resources``: registers, shared memory, stack and spills of every GPU kernel, without a GPU.
 
-nvcc compiles ``csrc/cuda/*.cu`` and Triton the kernels of ``segkernels/triton`` for each architecture; both hand on what the
-assembler says. ``benchmarks/results/resources.csv`` is the table that stands; ``--check`` fails on a spill that is not in it.
+nvcc compiles ``csrc/cuda/units/*.cu`` and Triton the kernels of ``segkernels/triton`` for each architecture; both hand on what
+the assembler says. ``benchmarks/results/resources.csv`` is the table that stands; ``--check`` fails on a spill that it lacks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "benchmarks" / "results" / "resources.csv"
-SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+SOURCES = sorted((ROOT / "csrc" / "cuda" / "units").glob("*.cu"))
 TRITON = sorted(path.stem for path in (ROOT / "segkernels" / "triton").glob("*.py") if not path.stem.startswith("_"))
 ARCHITECTURES = (80, 90, 100)
 # As setup.py builds the package.
@@ -42,7 +42,8 @@ PATTERNS = {
 
 @dataclass(frozen=True)
 class Resources:
-    """Of one kernel on one architecture; bytes, except for registers of a thread."""
+    """Of one kernel on one architecture; bytes, except for registers of a thread. ``op`` names the source: an operator of
+    Triton, a unit of CUDA."""
 
     op: str
     tier: str
@@ -105,13 +106,12 @@ def nvcc_command(source: Path, target: Path, architectures: Sequence[int] = ARCH
 
 def built(source: Path, architectures: Sequence[int] = ARCHITECTURES) -> list[Resources] | None:
     """What the library's own compilation said, if it was for these architectures and no source changed since."""
-    newest = max(path.stat().st_mtime for folder in ("common", "cuda") for path in (ROOT / "csrc" / folder).iterdir())
-    for log in ROOT.glob(f"build/temp.*/csrc/cuda/{source.stem}.nvcc.log"):
+    newest = max(path.stat().st_mtime for folder in ("common", "cuda") for path in (ROOT / "csrc" / folder).rglob("*"))
+    for log in ROOT.glob(f"build/temp.*/csrc/cuda/units/{source.stem}.nvcc.log"):
         if log.stat().st_mtime < newest:
             continue
         found = of_log(source.stem, log.read_text())
-        # A source that only registers host functions, as conv_transpose1d's, has no kernel.
-        if not found or {one.architecture for one in found} == {f"sm_{one}" for one in architectures}:
+        if {one.architecture for one in found} == {f"sm_{one}" for one in architectures}:
             return found
     return None
 
@@ -134,6 +134,12 @@ def triton_cases(stem: str) -> Iterator[tuple[Any, dict[str, str], dict[str, Any
         yield kernel, {n: "constexpr" if n in constants else pointers.get(n, "i32") for n in kernel.arg_names}, constants
 
 
+def pointer_types(signature: dict[str, Any]) -> str:
+    """What the pointers of a signature point to; several of one argument are a tuple."""
+    types = (t for one in signature.values() for t in (one if isinstance(one, tuple) else (one,)))
+    return "-".join(dict.fromkeys(t.strip("*") for t in types if t.startswith("*")))
+
+
 def of_triton(op: str, kernel: Any, signature: dict[str, str], constants: dict[str, Any], architecture: int) -> Resources:
     import triton
     from triton.backends.compiler import GPUTarget
@@ -153,7 +159,7 @@ def of_triton(op: str, kernel: Any, signature: dict[str, str], constants: dict[s
     log = report.getvalue()
     if not compiled.asm["cubin"] or "bytes spill" not in log:
         raise RuntimeError(f"no resource report from ptxas: {log!r}")
-    types = "-".join(dict.fromkeys(signature[n].strip("*") for n in kernel.arg_names if signature[n].startswith("*")))
+    types = pointer_types(signature)
     values = ",".join(f"{name}={getattr(value, '__name__', value)}" for name, value in constants.items())
     name = f"{kernel.__name__}<{types}> {values}".strip()
     # What a launch asks for: the assembler does not see dynamic shared memory.

@@ -107,6 +107,14 @@ def test_schema_and_compiled_kernel_agree_in_arguments(name, folder):
     assert parameters(text, registered.group(1)) == len(schema(name).arguments)
 
 
+def test_every_cuda_source_is_in_one_unit():
+    folder = ROOT / "csrc" / "cuda"
+    included = [
+        name for unit in (folder / "units").glob("*.cu") for name in re.findall(r'#include "../(.+)"', unit.read_text())
+    ]
+    assert sorted(included) == sorted(path.name for path in folder.glob("*.cu"))
+
+
 @pytest.mark.parametrize("stem", STEMS)
 def test_every_schema_is_called(stem):
     """One forward and backward of the op's first sample calls each of its dispatcher ops."""

@@ -145,7 +145,7 @@ __device__ void reduce_chunk(const Suppression<T>& s, Range segment, int chunk, 
     state.diagonal[0][thread] = mask_word(thread, 0);
   }
   int survivors = chunk == 0 ? 0 : s.chunk_survivors[segment.begin].end;
-  const int survivors_before = survivors;
+  [[maybe_unused]] const int survivors_before = survivors;
   __syncthreads();
   for (int tile = 0; tile < tiles; ++tile) {
     if (thread == 0) {

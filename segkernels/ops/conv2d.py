@@ -106,7 +106,7 @@ def conv2d(
         of ``input``; half-precision sums are kept in float32.
 
     Depthwise convolution reads input and gradient once, in both memory formats; on the CPU atrous convolution in float32
-    computes no taps that lie in the padding; the rest is torch's own kernel where that is as fast. Deterministic; twice differentiable; autocasts
+    computes no taps that lie in the padding; the rest is torch's own kernel. Deterministic; twice differentiable; autocasts
     to the lower precision, as torch does.
 
     Raises:

@@ -101,9 +101,23 @@ def box_level(x1, y1, x2, y2, levels, level_min, level_max, scale_bits, level_bi
 
 
 @triton.jit
-def sample_axis(low, high, scale_bits, bins, sampling_ratio, ALIGNED: tl.constexpr, ACC: tl.constexpr):
+def level_map(level, map_ptrs, sizes, scales_bits, LEVELS: tl.constexpr, ACC: tl.constexpr):
+    """``(pointer, height, width, scale)`` of one level; tuples are indexed by constants only. Level 0's for -1."""
+    map = map_ptrs[0]
+    height = tl.full((), sizes[0], tl.int32)
+    width = tl.full((), sizes[1], tl.int32)
+    scale = from_bits(scales_bits[0], ACC)
+    for i in tl.static_range(1, LEVELS):
+        map = tl.where(level == i, map_ptrs[i], map)
+        height = tl.where(level == i, sizes[2 * i], height)
+        width = tl.where(level == i, sizes[2 * i + 1], width)
+        scale = tl.where(level == i, from_bits(scales_bits[i], ACC), scale)
+    return map, height, width, scale
+
+
+@triton.jit
+def sample_axis(low, high, scale, bins, sampling_ratio, ALIGNED: tl.constexpr, ACC: tl.constexpr):
     """``(start, bin, samples)`` of one axis: sample i of bin b lies at start + b * bin + (i + 0.5) * bin / samples."""
-    scale = from_bits(scale_bits, ACC)
     offset = 0.5 if ALIGNED else 0.0
     start = low * scale - offset
     extent = (high * scale - offset) - start

@@ -34,13 +34,9 @@ def own_block(blocks, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def load_pixels(
-    input_ptr, target_ptr, plane, place, inside, channels, pixels, ignore_index,
-    HAS_IGNORE: tl.constexpr, INPUT_LAST: tl.constexpr, TARGET_LAST: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """Logits, targets and which of them count; an integer label other than 0 and 1 is NaN."""
-    x = tl.load(input_ptr + element_offset(plane, place, channels, pixels, INPUT_LAST), mask=inside, other=0.0).to(ACC)
-    label = tl.load(target_ptr + element_offset(plane, place, channels, pixels, TARGET_LAST), mask=inside, other=0)
+def load_targets(target_ptr, offset, inside, ignore_index, HAS_IGNORE: tl.constexpr, ACC: tl.constexpr):
+    """Targets and which of them count; an integer label other than 0 and 1 is NaN."""
+    label = tl.load(target_ptr + offset, mask=inside, other=0)
     t = label.to(ACC)
     valid = inside
     if HAS_IGNORE:
@@ -51,7 +47,19 @@ def load_pixels(
             valid = valid & (label.to(tl.int64) != ignore_index)
     if not target_ptr.dtype.element_ty.is_floating():
         t = tl.where((label == 0) | (label == 1), t, float("nan"))
-    return tl.where(valid, x, 0.0), tl.where(valid, t, 0.0), valid
+    return tl.where(valid, t, 0.0), valid
+
+
+@triton.jit
+def load_pixels(
+    input_ptr, target_ptr, plane, place, inside, channels, pixels, ignore_index,
+    HAS_IGNORE: tl.constexpr, INPUT_LAST: tl.constexpr, TARGET_LAST: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Logits, targets and which of them count."""
+    x = tl.load(input_ptr + element_offset(plane, place, channels, pixels, INPUT_LAST), mask=inside, other=0.0).to(ACC)
+    offset = element_offset(plane, place, channels, pixels, TARGET_LAST)
+    t, valid = load_targets(target_ptr, offset, inside, ignore_index, HAS_IGNORE, ACC)
+    return tl.where(valid, x, 0.0), t, valid
 
 
 @triton.jit

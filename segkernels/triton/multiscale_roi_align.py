@@ -1,4 +1,4 @@
-"""RoI Align over a feature pyramid in Triton: roi_align's kernels, once a level."""
+"""RoI Align over a feature pyramid in Triton: roi_align's kernels, all levels in one launch."""
 
 from __future__ import annotations
 

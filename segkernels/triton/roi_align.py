@@ -1,6 +1,6 @@
-"""RoI Align in Triton, over one map or the levels of a pyramid, with one launch a level: boxes of another level return at
-once. Forward a lane sums an output's samples; backward a program gathers a tile of the map from the boxes that reach it, in
-their order: no atomics, the same bits in every run."""
+"""RoI Align in Triton, over one map or all levels of a pyramid in one launch. Forward a lane sums an output's samples;
+backward a program gathers a tile of a level's map from the boxes that reach it, in their order: no atomics, the same bits in
+every run."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from segkernels.triton._regions import (
     box_level,
     coordinates,
     first_sample,
+    level_map,
     pixel_weights,
     real,
     rounding,
@@ -38,9 +39,10 @@ CHANNELS = 32
 
 @triton.jit
 def roi_align_fwd_kernel(
-    input_ptr, boxes_ptr, output_ptr, batch, channels, height, width, scale_bits, bins_h, bins_w, sampling_ratio, chunks,
-    level, levels, level_min, level_max, canonical_scale_bits, canonical_level_bits,
-    ALIGNED: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACC: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr,
+    map_ptrs, sizes, scales_bits, boxes_ptr, output_ptr, batch, channels, bins_h, bins_w, sampling_ratio, chunks,
+    level_min, level_max, canonical_scale_bits, canonical_level_bits,
+    LEVELS: tl.constexpr, ALIGNED: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    ACC: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Outputs of one box in the order of memory."""
     program = tl.program_id(0).to(tl.int64)
@@ -48,18 +50,16 @@ def roi_align_fwd_kernel(
     box = boxes_ptr + k * 5
     image = box_image(tl.load(box), batch)
     x1, y1, x2, y2 = tl.load(box + 1), tl.load(box + 2), tl.load(box + 3), tl.load(box + 4)
-    own = box_level(x1, y1, x2, y2, levels, level_min, level_max, canonical_scale_bits, canonical_level_bits, ACC)
-    # Boxes without a level are zeros, which the first launch writes.
-    if (own != level) & ((own >= 0) | (level > 0)):
-        return
+    level = box_level(x1, y1, x2, y2, LEVELS, level_min, level_max, canonical_scale_bits, canonical_level_bits, ACC)
+    input_ptr, height, width, scale = level_map(level, map_ptrs, sizes, scales_bits, LEVELS, ACC)
     bins = bins_h * bins_w
     item = (program - k * chunks).to(tl.int32) * BLOCK + tl.arange(0, BLOCK)
     mask = item < bins * channels
     c, bin_y, bin_x = bin_of(item, channels, bins, bins_w, CHANNELS_LAST)
     total = tl.zeros((BLOCK,), ACC)
-    if (image >= 0) & (own >= 0) & (height * width > 0):
-        top, size_y, samples_y = sample_axis(y1, y2, scale_bits, bins_h, sampling_ratio, ALIGNED, ACC)
-        left, size_x, samples_x = sample_axis(x1, x2, scale_bits, bins_w, sampling_ratio, ALIGNED, ACC)
+    if (image >= 0) & (level >= 0) & (height * width > 0):
+        top, size_y, samples_y = sample_axis(y1, y2, scale, bins_h, sampling_ratio, ALIGNED, ACC)
+        left, size_x, samples_x = sample_axis(x1, x2, scale, bins_w, sampling_ratio, ALIGNED, ACC)
         border = -tl.full((), 1, ACC)
         step_y, slack_y, count_y, few_y = sample_window(top, size_y, samples_y, bins_h, border, real(height, ACC), ACC, EPS)
         step_x, slack_x, count_x, few_x = sample_window(left, size_x, samples_x, bins_w, border, real(width, ACC), ACC, EPS)
@@ -76,15 +76,17 @@ def roi_align_fwd_kernel(
             position = base_y + (sample_y.to(ACC) + 0.5) * size_y / samples_y.to(ACC)
             inside_y, low_y, high_y, part_y = sample_tap(position, height, ACC)
             inside_y = inside_y & (sample_y < samples_y) & mask
+            upper_row = source + low_y.to(tl.int64) * width * pixel_step
+            lower_row = source + high_y.to(tl.int64) * width * pixel_step
             for j in range(count_x):
                 sample_x = first_x + j
                 position = base_x + (sample_x.to(ACC) + 0.5) * size_x / samples_x.to(ACC)
                 inside, low_x, high_x, part_x = sample_tap(position, width, ACC)
                 inside = inside & (sample_x < samples_x) & inside_y
-                a = tl.load(source + (low_y * width + low_x) * pixel_step, mask=inside, other=0).to(ACC)
-                b = tl.load(source + (low_y * width + high_x) * pixel_step, mask=inside, other=0).to(ACC)
-                d = tl.load(source + (high_y * width + low_x) * pixel_step, mask=inside, other=0).to(ACC)
-                e = tl.load(source + (high_y * width + high_x) * pixel_step, mask=inside, other=0).to(ACC)
+                a = tl.load(upper_row + low_x.to(tl.int64) * pixel_step, mask=inside, other=0).to(ACC)
+                b = tl.load(upper_row + high_x.to(tl.int64) * pixel_step, mask=inside, other=0).to(ACC)
+                d = tl.load(lower_row + low_x.to(tl.int64) * pixel_step, mask=inside, other=0).to(ACC)
+                e = tl.load(lower_row + high_x.to(tl.int64) * pixel_step, mask=inside, other=0).to(ACC)
                 upper = (1 - part_y) * (1 - part_x) * a + (1 - part_y) * part_x * b
                 total += upper + part_y * (1 - part_x) * d + part_y * part_x * e
         total = total / tl.maximum(samples_y.to(ACC) * samples_x.to(ACC), 1)
@@ -93,13 +95,20 @@ def roi_align_fwd_kernel(
 
 @triton.jit
 def roi_align_bwd_kernel(
-    grad_output_ptr, boxes_ptr, grad_input_ptr, count, batch, channels, height, width, scale_bits, bins_h, bins_w,
-    sampling_ratio, level, levels, level_min, level_max, canonical_scale_bits, canonical_level_bits,
-    ALIGNED: tl.constexpr, GRAD_LAST: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACC: tl.constexpr, EPS: tl.constexpr,
-    TILE: tl.constexpr, CHANNELS: tl.constexpr, BINS: tl.constexpr, BOXES: tl.constexpr,
+    grad_output_ptr, boxes_ptr, map_ptrs, sizes, scales_bits, starts, count, batch, channels, bins_h, bins_w,
+    sampling_ratio, level_min, level_max, canonical_scale_bits, canonical_level_bits,
+    LEVELS: tl.constexpr, ALIGNED: tl.constexpr, GRAD_LAST: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    ACC: tl.constexpr, EPS: tl.constexpr, TILE: tl.constexpr, CHANNELS: tl.constexpr, BINS: tl.constexpr, BOXES: tl.constexpr,
 ):  # fmt: skip
-    """A tile of one image's map for some channels."""
-    image, c, tile_y, tile_x, y, x = tile_of(tl.program_id(0), channels, height, width, TILE, CHANNELS)
+    """A tile of one level's map of one image for some channels; ``starts`` tells the first program of each level."""
+    level = tl.full((), 0, tl.int32)
+    start = tl.full((), 0, tl.int32)
+    for i in tl.static_range(1, LEVELS):
+        reached = tl.program_id(0) >= starts[i]
+        level = tl.where(reached, i, level)
+        start = tl.where(reached, starts[i], start)
+    grad_input_ptr, height, width, scale = level_map(level, map_ptrs, sizes, scales_bits, LEVELS, ACC)
+    image, c, tile_y, tile_x, y, x = tile_of(tl.program_id(0) - start, channels, height, width, TILE, CHANNELS)
     last_y = tile_y + TILE - 1
     last_x = tile_x + TILE - 1
     held = c < channels
@@ -117,9 +126,9 @@ def roi_align_bwd_kernel(
         y1 = tl.load(at + 2, mask=some, other=0)
         x2 = tl.load(at + 3, mask=some, other=0)
         y2 = tl.load(at + 4, mask=some, other=0)
-        own = box_level(x1, y1, x2, y2, levels, level_min, level_max, canonical_scale_bits, canonical_level_bits, ACC)
-        tops, sizes_y, counts_y = sample_axis(y1, y2, scale_bits, bins_h, sampling_ratio, ALIGNED, ACC)
-        lefts, sizes_x, counts_x = sample_axis(x1, x2, scale_bits, bins_w, sampling_ratio, ALIGNED, ACC)
+        own = box_level(x1, y1, x2, y2, LEVELS, level_min, level_max, canonical_scale_bits, canonical_level_bits, ACC)
+        tops, sizes_y, counts_y = sample_axis(y1, y2, scale, bins_h, sampling_ratio, ALIGNED, ACC)
+        lefts, sizes_x, counts_x = sample_axis(x1, x2, scale, bins_w, sampling_ratio, ALIGNED, ACC)
         wanted = some & (box_image(ids, batch) == image) & (own == level)
         wanted = wanted & bins_reach(tops, sizes_y, counts_y, 0, bins_h - 1, tile_y, last_y, ACC, EPS)
         wanted = wanted & bins_reach(lefts, sizes_x, counts_x, 0, bins_w - 1, tile_x, last_x, ACC, EPS)
@@ -127,12 +136,11 @@ def roi_align_bwd_kernel(
         while k < count:
             box = boxes_ptr + k.to(tl.int64) * 5
             top, size_y, samples_y = sample_axis(
-                tl.load(box + 2), tl.load(box + 4), scale_bits, bins_h, sampling_ratio, ALIGNED, ACC
+                tl.load(box + 2), tl.load(box + 4), scale, bins_h, sampling_ratio, ALIGNED, ACC
             )
             left, size_x, samples_x = sample_axis(
-                tl.load(box + 1), tl.load(box + 3), scale_bits, bins_w, sampling_ratio, ALIGNED, ACC
+                tl.load(box + 1), tl.load(box + 3), scale, bins_w, sampling_ratio, ALIGNED, ACC
             )
-            scale = 1 / tl.maximum(samples_y.to(ACC) * samples_x.to(ACC), 1)
             source = grad_output_ptr + k.to(tl.int64) * channels * bins + c * grad_step
             for row in range(0, bins_h, BINS):
                 weights_y, begin_y, end_y = pixel_weights(
@@ -142,8 +150,9 @@ def roi_align_bwd_kernel(
                     weights_x, begin_x, end_x = pixel_weights(
                         x[:, None], column + line, left, size_x, samples_x, bins_w, width, tile_x, last_x, ACC, EPS
                     )
+                    weights_x = weights_x / tl.maximum(samples_y.to(ACC) * samples_x.to(ACC), 1)
                     for bin_y in range(begin_y, end_y):
-                        weight_y = scale * tl.sum(tl.where(line == bin_y, weights_y, 0), axis=1)
+                        weight_y = tl.sum(tl.where(line == bin_y, weights_y, 0), axis=1)
                         for bin_x in range(begin_x, end_x):
                             weight = weight_y * tl.sum(tl.where(line == bin_x, weights_x, 0), axis=1)
                             bin = (row + bin_y) * bins_w + column + bin_x
@@ -155,9 +164,10 @@ def roi_align_bwd_kernel(
     store_tile(grad_input_ptr, total, image, c, place, mask, channels, height, width, CHANNELS_LAST)
 
 
-def _pyramid(level, spatial_scales, canonical_scale, canonical_level):
+def _pyramid(spatial_scales, canonical_scale, canonical_level):
+    """What the kernels take of the levels' rule."""
     low, high = (int(-math.log2(scale)) for scale in (spatial_scales[0], spatial_scales[-1]))
-    return level, len(spatial_scales), low, high, bits(canonical_scale), bits(canonical_level)
+    return low, high, bits(canonical_scale), bits(canonical_level)
 
 
 def pool(features, boxes, output_size, spatial_scales, sampling_ratio, aligned, canonical_scale=1.0, canonical_level=0.0):
@@ -168,14 +178,14 @@ def pool(features, boxes, output_size, spatial_scales, sampling_ratio, aligned, 
     output = torch.empty((len(boxes), channels, *output_size), dtype=first.dtype, device=first.device, memory_format=layout)
     if output.numel() == 0:
         return output
-    rois = coordinates(boxes, first.dtype)
     chunks = triton.cdiv(output[0].numel(), BLOCK)
-    for level, (map, scale) in enumerate(zip(features, spatial_scales)):
-        roi_align_fwd_kernel[(len(boxes) * chunks,)](
-            map.contiguous(memory_format=layout), rois, output, batch, channels, *map.shape[2:], bits(scale), *output_size,
-            sampling_ratio, chunks, *_pyramid(level, spatial_scales, canonical_scale, canonical_level),
-            ALIGNED=aligned, CHANNELS_LAST=is_channels_last(first), BLOCK=BLOCK, **rounding(first.dtype),
-        )  # fmt: skip
+    maps = tuple(map.contiguous(memory_format=layout) for map in features)
+    roi_align_fwd_kernel[(len(boxes) * chunks,)](
+        maps, tuple(size for map in maps for size in map.shape[2:]), tuple(map(bits, spatial_scales)),
+        coordinates(boxes, first.dtype), output, batch, channels, *output_size, sampling_ratio, chunks,
+        *_pyramid(spatial_scales, canonical_scale, canonical_level),
+        LEVELS=len(maps), ALIGNED=aligned, CHANNELS_LAST=is_channels_last(first), BLOCK=BLOCK, **rounding(first.dtype),
+    )  # fmt: skip
     return output
 
 
@@ -187,20 +197,19 @@ def pool_backward(
     layout = memory_format(grad_output)
     grad = grad_output.contiguous(memory_format=layout)
     channels = grad.shape[1]
-    rois = coordinates(boxes, grad.dtype)
-    grads = []
-    for level, scale in enumerate(spatial_scales):
-        height, width = sizes[2 * level : 2 * level + 2]
+    last = torch.channels_last if channels_last else torch.contiguous_format
+    grads, starts, programs = [], [], 0
+    for height, width in zip(sizes[::2], sizes[1::2]):
         shape = (batch, channels, height, width)
-        last = torch.channels_last if channels_last else torch.contiguous_format
         grads.append(torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=last))
-        if grads[-1].numel() == 0:
-            continue
-        tiles = triton.cdiv(height, TILE) * triton.cdiv(width, TILE)
-        roi_align_bwd_kernel[(batch * tiles * triton.cdiv(channels, CHANNELS),)](
-            grad, rois, grads[-1], len(rois), batch, channels, height, width, bits(scale), *grad.shape[2:], sampling_ratio,
-            *_pyramid(level, spatial_scales, canonical_scale, canonical_level),
-            ALIGNED=aligned, GRAD_LAST=is_channels_last(grad), CHANNELS_LAST=channels_last,
+        starts.append(programs)
+        programs += batch * triton.cdiv(height, TILE) * triton.cdiv(width, TILE) * triton.cdiv(channels, CHANNELS)
+    if programs:
+        rois = coordinates(boxes, grad.dtype)
+        roi_align_bwd_kernel[(programs,)](
+            grad, rois, tuple(grads), tuple(sizes), tuple(map(bits, spatial_scales)), tuple(starts), len(rois), batch,
+            channels, *grad.shape[2:], sampling_ratio, *_pyramid(spatial_scales, canonical_scale, canonical_level),
+            LEVELS=len(grads), ALIGNED=aligned, GRAD_LAST=is_channels_last(grad), CHANNELS_LAST=channels_last,
             TILE=TILE, CHANNELS=CHANNELS, BINS=BINS, BOXES=BOXES, **rounding(grad.dtype),
         )  # fmt: skip
     return grads
@@ -219,15 +228,24 @@ def roi_align_backward(
 
 def compile_cases():
     """Yields ``(kernel, types of its arguments, its constants)`` for tests/triton/test_compile.py."""
-    for value, dtype, last in (
-        ("*fp32", torch.float32, False),
-        ("*fp64", torch.float64, True),
-        ("*bf16", torch.bfloat16, True),
+    for value, dtype, last, levels in (
+        ("*fp32", torch.float32, False, 1),
+        ("*fp64", torch.float64, True, 1),
+        ("*bf16", torch.bfloat16, True, 4),
     ):
-        types = dict.fromkeys(("input_ptr", "output_ptr", "grad_output_ptr", "grad_input_ptr"), value)
+        types = dict.fromkeys(("output_ptr", "grad_output_ptr"), value)
+        types |= {"map_ptrs": (value,) * levels, "scales_bits": ("i64",) * levels}
+        types |= {"sizes": ("i32",) * (2 * levels), "starts": ("i32",) * levels}
         types |= {"boxes_ptr": "*fp64" if value == "*fp64" else "*fp32"}
-        types |= dict.fromkeys(("scale_bits", "canonical_scale_bits", "canonical_level_bits"), "i64")
-        constants = {"ALIGNED": last, "CHANNELS_LAST": last, "GRAD_LAST": last, "BLOCK": BLOCK, **rounding(dtype)}
+        types |= dict.fromkeys(("canonical_scale_bits", "canonical_level_bits"), "i64")
+        constants = {
+            "LEVELS": levels,
+            "ALIGNED": last,
+            "CHANNELS_LAST": last,
+            "GRAD_LAST": last,
+            "BLOCK": BLOCK,
+            **rounding(dtype),
+        }
         constants |= {"TILE": TILE, "CHANNELS": CHANNELS, "BINS": BINS, "BOXES": BOXES}
         yield roi_align_fwd_kernel, types, constants
         yield roi_align_bwd_kernel, types, constants

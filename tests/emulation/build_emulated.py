@@ -1,4 +1,4 @@
-"""Compiles csrc/cuda/*.cu as C++ against csrc/emulation into libraries that only the tests load.
+"""Compiles csrc/cuda/units/*.cu as C++ against csrc/emulation into libraries that only the tests load.
 
 They lie in build/emulation, outside the package, so that no wheel can hold them. ``python tests/emulation/build_emulated.py
 [--sanitize]`` builds by hand; conftest.py builds before every test run, which takes no time when nothing has changed.
@@ -31,7 +31,7 @@ VARIANTS = {
 }
 # The operators, and the kernels that test the emulation itself.
 LIBRARIES = {
-    "_ops_emulated": sorted((ROOT / "csrc" / "cuda").glob("*.cu")),
+    "_ops_emulated": sorted((ROOT / "csrc" / "cuda" / "units").glob("*.cu")),
     "_emulation_faults": sorted((ROOT / "tests" / "emulation").glob("*.cu")),
 }
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from op_test import NO_SYNC, OpTest, Sample, assert_close_as_torch
+from op_test import INTERPRETED, NO_SYNC, OpTest, Sample, assert_close_as_torch
 
 import segkernels
 from segkernels import losses
@@ -29,6 +29,9 @@ from segkernels.losses import (
 )
 
 NAMES = ("cross_entropy", "dice_ce", "dice", "jaccard", "tversky", "focal")
+# Every loss is one or both of these to the kernels.
+TIER_NAMES = ("dice_ce", "focal") if INTERPRETED else NAMES
+RESIZED = [((2, 3), (7, 10))] if INTERPRETED else [((9, 13), (33, 50)), ((2, 40), (3, 300))]
 MODULES = (
     CrossEntropyLoss, DiceCELoss, DiceLoss, JaccardLoss, TverskyLoss, FocalLoss, UpsampleCrossEntropyLoss, UpsampleDiceCELoss,
     UpsampleDiceLoss, UpsampleFocalLoss, UpsampleJaccardLoss, UpsampleTverskyLoss,
@@ -109,6 +112,7 @@ class TestSoftmaxStatistics(OpTest):
     function = staticmethod(loss)
     oracle = staticmethod(written_out)
     gradcheck_samples = ("dice_ce", "cross_entropy all", "focal", "tversky", "upsampled dice_ce", "upsampled focal corners")
+    not_interpreted = ("many blocks", "upsampled cross_entropy")
 
     def samples(self, device, dtype):
         def logits(*shape):
@@ -134,6 +138,8 @@ class TestSoftmaxStatistics(OpTest):
             Sample("cross_entropy map", (last(logits(2, 4, 5, 7)), labels(4, 2, 5, 7, kind=torch.uint8, ignore=255)),
                    {"name": "cross_entropy", "ignore_index": 255, "reduction": "none"}),
             Sample("many blocks", (logits(2, 21, 50, 101), labels(21, 2, 50, 101, kind=torch.int32)), {"name": "dice_ce"}),
+            Sample("blocks of classes", (logits(1, 9, 20, 17), labels(9, 1, 20, 17)),
+                   {"name": "dice_ce", "class_weights": weights(9), "label_smoothing": 0.2}),
             Sample("dice_ce map", (logits(2, 4, 5, 7), labels(4, 2, 5, 7, ignore=-1)),
                    {"name": "dice_ce", "ignore_index": -1, "reduction": "none", "class_weights": weights(4)}),
             Sample("dice", (logits(2, 4, 9, 8), labels(4, 2, 9, 8)), {"name": "dice", "class_weights": weights(4)}),
@@ -158,8 +164,8 @@ class TestSoftmaxStatistics(OpTest):
     # -- values -----------------------------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("align_corners", [False, True])
-    @pytest.mark.parametrize("small, large", [((9, 13), (33, 50)), ((2, 40), (3, 300))])
-    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("small, large", RESIZED)
+    @pytest.mark.parametrize("name", TIER_NAMES)
     def test_upsampled_is_interpolated(self, name, small, large, align_corners, tier):
         logits, target = torch.randn(2, 6, *small, dtype=torch.float64), torch.randint(0, 6, (2, *large))
         with segkernels.backend(tier[1]):
@@ -232,13 +238,13 @@ class TestSoftmaxStatistics(OpTest):
     # -- limits -----------------------------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("upsample", [False, True])
-    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("name", TIER_NAMES)
     def test_ignored_pixels(self, name, upsample, tier):
         """Nothing of an ignored pixel counts, NaN neither; all ignored: 0."""
         logits, target = torch.randn(2, 4, 8, 10), torch.randint(0, 4, (2, 16, 20) if upsample else (2, 8, 10))
         gamma = {"gamma": 0.5} if name in ("tversky", "focal") else {}
         with segkernels.backend(tier[1]):
-            for smooth in ({}, {"smooth": 0.0}) if name not in ("cross_entropy", "focal") else ({},):
+            for smooth in ({}, {"smooth": 0.0}) if name not in ("cross_entropy", "focal") and not INTERPRETED else ({},):
                 value, grad = value_and_grad(loss, logits, torch.full_like(target, 255), name, upsample, ignore_index=255,
                                              **gamma, **smooth)  # fmt: skip
                 assert value.item() == 0 and not grad.any()
@@ -250,7 +256,7 @@ class TestSoftmaxStatistics(OpTest):
         assert not actual[1][0].any()
 
     @pytest.mark.parametrize("upsample", [False, True])
-    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("name", TIER_NAMES)
     def test_nan_logits_propagate(self, name, upsample, tier):
         logits, target = torch.randn(2, 4, 8, 10), torch.randint(0, 4, (2, 16, 20) if upsample else (2, 8, 10))
         logits[1, 2, 3, 4] = float("nan")
@@ -259,7 +265,7 @@ class TestSoftmaxStatistics(OpTest):
         assert value.isnan() and grad[1, :, 3, 4].isnan().all()
 
     @pytest.mark.parametrize("upsample", [False, True])
-    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("name", TIER_NAMES)
     def test_extreme_logits(self, name, upsample, tier, dtype):
         """+-1e4 are certain and right, or wrong, without overflow."""
         target = torch.randint(0, 3, (2, 6, 7))
@@ -278,8 +284,8 @@ class TestSoftmaxStatistics(OpTest):
     )
     def test_many_classes(self, classes, layout, upsample, tier):
         """The GPU's tiles hold fewer pixels then, and in the end none."""
-        if tier[1] == "triton" and classes > 150:
-            pytest.skip("Triton keeps no tile")
+        if tier[1] == "triton" and (classes > 150 or INTERPRETED):
+            pytest.skip("Triton keeps no tile; a sample has more classes than it reads at once")
         logits = torch.randn(1, classes, 2, 3, dtype=torch.float16)
         target = torch.randint(0, classes, (1, 3, 5) if upsample else (1, 2, 3))
         options = {"class_weights": torch.rand(classes)}
@@ -301,7 +307,7 @@ class TestSoftmaxStatistics(OpTest):
         assert dice_loss(logits, target, 0.0, reduction="none")[1:].tolist() == [1, 1]
 
     @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 3, 0, 4)])
-    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("name", TIER_NAMES)
     def test_empty(self, shape, name, tier):
         logits, target = torch.randn(shape), torch.zeros((shape[0], *shape[2:]), dtype=torch.int64)
         with segkernels.backend(tier[1]):
@@ -329,7 +335,7 @@ class TestSoftmaxStatistics(OpTest):
         target[1, 2, 3] = label
         with segkernels.backend(tier[1]):
             if tier[1] in NO_SYNC:
-                for name in NAMES:
+                for name in TIER_NAMES[:1] if INTERPRETED else NAMES:
                     value, grad = value_and_grad(loss, logits, target, name, True)
                     assert value.isnan() and grad[1, :, 2 * 4 // size[0], 3 * 5 // size[1]].isnan().all(), name
                 return

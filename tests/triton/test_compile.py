@@ -1,8 +1,8 @@
 """Every Triton kernel compiles for every GPU generation, down to machine code and without spills; needs no GPU.
 
 A module of segkernels/triton yields its kernels from ``compile_cases()`` as ``(kernel, pointers, constants)``: the types of
-the pointer arguments and the values of the constexpr ones, by name. Both may name arguments that this kernel does not have;
-arguments that neither names are int32.
+the pointer arguments (a tuple of types for a tuple) and the values of the constexpr ones, by name. Both may name arguments
+that this kernel does not have; arguments that neither names are int32.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from benchmarks import resources  # noqa: E402
 def cases():
     for stem in resources.TRITON:
         for kernel, signature, constants in resources.triton_cases(stem):
-            types = "-".join(dict.fromkeys(t.strip("*") for t in signature.values() if t.startswith("*")))
+            types = resources.pointer_types(signature)
             yield pytest.param(stem, kernel, signature, constants, id=f"{kernel.__name__}-{types}")
 
 
