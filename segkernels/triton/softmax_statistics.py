@@ -259,8 +259,7 @@ class _Call:
         self.upsample = (in_h, in_w) != (out_h, out_w)
         self.scales = [1.0, 1.0]
         self.tables = (self.weights, self.weights)  # not read where sizes are equal
-        wide = triton.next_power_of_2(self.classes)
-        classes = min(CLASSES, wide)
+        classes = min(CLASSES, wide := triton.next_power_of_2(self.classes))
         pixels = min(512, _products(self.compute) // classes)
         if is_channels_last(self.input) and not self.upsample and self.compute == torch.float32:
             classes, pixels = min(2 * CLASSES, wide), 64 if wide > 4 else 128
@@ -271,8 +270,8 @@ class _Call:
             sizes = list(zip((in_h, in_w), (out_h, out_w)))
             scales = [bilinear_scale(i, o, align_corners, None, self.compute) for i, o in sizes]
             self.scales = [1.0 if i == o else scale for (scale, _), (i, o) in zip(scales, sizes)]
-            table = [scale_bits for _, scale_bits in scales]
-            self.tables = taps(bilinear_mode(align_corners), *zip(*sizes), table, acc, True, input.device)
+            table, mode = [scale_bits for _, scale_bits in scales], bilinear_mode(align_corners)
+            self.tables = taps(mode, (in_h, in_w), (out_h, out_w), table, acc, True, input.device)
             # The outputs of a tile's rows lie between three source rows.
             rows = triton.next_power_of_2(min(8, 1 + int(0.99 / max(self.scales[0], 0.1))) + 1) // 2
             columns = min(pixels // rows, max(16, triton.next_power_of_2(out_w)))
@@ -319,8 +318,8 @@ def softmax_statistics(input, target, class_weights, ignore_index, label_smoothi
 
 
 def softmax_statistics_backward(
-    grad_region, grad_pixel, grad_losses, input, target, class_weights, ignore_index, label_smoothing, gamma, regions,
-    losses, align_corners,
+    grad_region, grad_pixel, grad_losses, input, target, class_weights, ignore_index, label_smoothing, gamma, regions, losses,
+    align_corners,
 ):  # fmt: skip
     call = _Call(input, target, class_weights, ignore_index, label_smoothing, gamma, regions, losses, align_corners)
     grad_input = torch.empty(input.shape, dtype=input.dtype, device=input.device, memory_format=memory_format(input))
