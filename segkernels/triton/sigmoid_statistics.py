@@ -12,12 +12,12 @@ import triton.language as tl
 from segkernels._layout import is_channels_last, memory_format
 from segkernels.triton._gather import column_taps, output_columns, output_rows, source_row
 from segkernels.triton._planes import element_offset
-from segkernels.triton._products import interpreted
 from segkernels.triton._regions import bits, from_bits
 from segkernels.triton._resample import acc_type, bilinear_mode, bilinear_scale, taps
 from segkernels.triton.dice_bce_loss import load_targets, log1p_unit, own_block, probability
 
 BLOCK = 512
+LINES = 8  # source rows of a program
 ANY, SQUARE = 1, 2  # exponents of the focal loss
 STATISTICS = 5  # sums of p * t (or min(p, t)), p, t, the losses, and the number of valid pixels
 
@@ -270,21 +270,14 @@ def sigmoid_statistics_backward(
             *tensors, channels, out_h * out_w, call.blocks, *call.options, BLOCK=BLOCK, **call.constants
         )
         return grad_input
-    lines, columns = _gathered(call.compute)
+    columns = 32 if call.compute == torch.float64 else 64
     span = min(columns, triton.next_power_of_2(max(1, round(2 / max(call.step, 0.01)))))
-    grid = triton.cdiv(call.planes * in_h, lines) * triton.cdiv(in_w, columns // span)
+    grid = triton.cdiv(call.planes * in_h, LINES) * triton.cdiv(in_w, columns // span)
     sigmoid_statistics_gather_kernel[(grid,)](
         *tensors, *call.tables, call.planes * in_h, channels, *call.sizes, int(in_h != out_h), int(in_w != out_w),
-        *call.options, LINES=lines, SOURCES=columns // span, SPAN=span, **call.constants,
+        *call.options, LINES=LINES, SOURCES=columns // span, SPAN=span, **call.constants,
     )  # fmt: skip
     return grad_input
-
-
-def _gathered(dtype: torch.dtype) -> tuple[int, int]:
-    """Source rows and output columns of a tile: so many that registers do not spill."""
-    if interpreted():
-        return 64, 512
-    return (8, 32) if dtype == torch.float64 else (8, 64)
 
 
 def compile_cases():
@@ -307,5 +300,5 @@ def compile_cases():
         yield (
             sigmoid_statistics_gather_kernel,
             types,
-            constants | {"LINES": 8, "SOURCES": 4 if value == "*fp64" else 8, "SPAN": 8},
+            constants | {"LINES": LINES, "SOURCES": 4 if value == "*fp64" else 8, "SPAN": 8},
         )

@@ -259,15 +259,19 @@ class _Call:
         self.upsample = (in_h, in_w) != (out_h, out_w)
         self.scales = [1.0, 1.0]
         self.tables = (self.weights, self.weights)  # not read where sizes are equal
-        classes = min(CLASSES, triton.next_power_of_2(self.classes))
-        pixels = 4096 if interpreted() else min(512, _products(self.compute) // classes)
+        classes = min(CLASSES, wide := triton.next_power_of_2(self.classes))
+        pixels = min(512, _products(self.compute) // classes)
+        if is_channels_last(self.input) and not self.upsample and self.compute == torch.float32:
+            classes, pixels = min(2 * CLASSES, wide), 64 if wide > 4 else 128
+        if interpreted():
+            classes, pixels = min(CLASSES, wide), 1024
         groups, rows, columns = 1, 1, pixels
         if self.upsample:
             sizes = list(zip((in_h, in_w), (out_h, out_w)))
             scales = [bilinear_scale(i, o, align_corners, None, self.compute) for i, o in sizes]
             self.scales = [1.0 if i == o else scale for (scale, _), (i, o) in zip(scales, sizes)]
-            mode = bilinear_mode(align_corners)
-            self.tables = taps(mode, (in_h, in_w), (out_h, out_w), [b for _, b in scales], acc, True, input.device)
+            table, mode = [scale_bits for _, scale_bits in scales], bilinear_mode(align_corners)
+            self.tables = taps(mode, (in_h, in_w), (out_h, out_w), table, acc, True, input.device)
             # The outputs of a tile's rows lie between three source rows.
             rows = triton.next_power_of_2(min(8, 1 + int(0.99 / max(self.scales[0], 0.1))) + 1) // 2
             columns = min(pixels // rows, max(16, triton.next_power_of_2(out_w)))
@@ -299,9 +303,7 @@ class _Call:
         }
 
 
-def softmax_statistics(
-    input, target, class_weights, ignore_index, label_smoothing, gamma, regions, losses, align_corners
-):  # fmt: skip
+def softmax_statistics(input, target, class_weights, ignore_index, label_smoothing, gamma, regions, losses, align_corners):
     call = _Call(input, target, class_weights, ignore_index, label_smoothing, gamma, regions, losses, align_corners)
     empty = {"dtype": call.compute, "device": input.device}
     region = torch.empty((call.n, call.tiles, call.classes if regions else 0, SUMS), **empty)
@@ -316,8 +318,8 @@ def softmax_statistics(
 
 
 def softmax_statistics_backward(
-    grad_region, grad_pixel, grad_losses, input, target, class_weights, ignore_index, label_smoothing, gamma, regions,
-    losses, align_corners,
+    grad_region, grad_pixel, grad_losses, input, target, class_weights, ignore_index, label_smoothing, gamma, regions, losses,
+    align_corners,
 ):  # fmt: skip
     call = _Call(input, target, class_weights, ignore_index, label_smoothing, gamma, regions, losses, align_corners)
     grad_input = torch.empty(input.shape, dtype=input.dtype, device=input.device, memory_format=memory_format(input))
@@ -359,8 +361,8 @@ def _products(dtype: torch.dtype) -> int:
 
 def _gather_blocks(call: _Call) -> dict[str, int]:
     classes = min(CLASSES, triton.next_power_of_2(call.classes))
-    products = 1 << 16 if interpreted() else _products(call.compute) // 2
-    columns = 512 if interpreted() else products // 16
+    products = _products(call.compute) // (1 if interpreted() else 2)
+    columns = 32 if call.compute == torch.float64 else 64
     span = min(columns, triton.next_power_of_2(max(1, round(2 / max(call.scales[1], 0.01)))))
     return {"CLASSES": classes, "LINES": products // (columns * classes), "SOURCES": columns // span, "SPAN": span}
 
@@ -388,8 +390,10 @@ def compile_cases():
         }
         for upsample in (False, True):
             rows, pixels = 4 if upsample else 1, 128 if value == "*fp64" else 256
-            constants = shared | {"UPSAMPLE": upsample, "CHANNELS_LAST": flag != upsample, "CLASSES": CLASSES}
-            constants |= {"GROUPS": 1, "ROWS": rows, "COLUMNS": pixels // rows}
+            constants = shared | {"UPSAMPLE": upsample, "CHANNELS_LAST": flag != upsample, "CLASSES": CLASSES, "GROUPS": 1}
+            constants |= {"ROWS": rows, "COLUMNS": pixels // rows}
+            if value == "*bf16" and not upsample:
+                constants |= {"CLASSES": 2 * CLASSES, "COLUMNS": 64}
             yield softmax_statistics_fwd_kernel, types, constants
             yield softmax_statistics_bwd_kernel, types | {"output_ptr": wide if upsample else value}, constants
         blocks = {"CLASSES": CLASSES, "LINES": 2, "SOURCES": 4 if value == "*fp64" else 8, "SPAN": 8}

@@ -31,7 +31,7 @@ from segkernels.losses import (
 NAMES = ("cross_entropy", "dice_ce", "dice", "jaccard", "tversky", "focal")
 # Every loss is one or both of these to the kernels.
 TIER_NAMES = ("dice_ce", "focal") if INTERPRETED else NAMES
-RESIZED = [((2, 3), (7, 10))] if INTERPRETED else [((9, 13), (33, 50)), ((2, 40), (3, 300))]
+RESIZED = [((9, 10), (14, 23))] if INTERPRETED else [((9, 13), (33, 50)), ((2, 40), (3, 300))]
 MODULES = (
     CrossEntropyLoss, DiceCELoss, DiceLoss, JaccardLoss, TverskyLoss, FocalLoss, UpsampleCrossEntropyLoss, UpsampleDiceCELoss,
     UpsampleDiceLoss, UpsampleFocalLoss, UpsampleJaccardLoss, UpsampleTverskyLoss,
@@ -138,7 +138,7 @@ class TestSoftmaxStatistics(OpTest):
             Sample("cross_entropy map", (last(logits(2, 4, 5, 7)), labels(4, 2, 5, 7, kind=torch.uint8, ignore=255)),
                    {"name": "cross_entropy", "ignore_index": 255, "reduction": "none"}),
             Sample("many blocks", (logits(2, 21, 50, 101), labels(21, 2, 50, 101, kind=torch.int32)), {"name": "dice_ce"}),
-            Sample("blocks of classes", (logits(1, 9, 20, 17), labels(9, 1, 20, 17)),
+            Sample("blocks of classes", (logits(1, 9, 20, 60), labels(9, 1, 20, 60)),
                    {"name": "dice_ce", "class_weights": weights(9), "label_smoothing": 0.2}),
             Sample("dice_ce map", (logits(2, 4, 5, 7), labels(4, 2, 5, 7, ignore=-1)),
                    {"name": "dice_ce", "ignore_index": -1, "reduction": "none", "class_weights": weights(4)}),
@@ -165,7 +165,7 @@ class TestSoftmaxStatistics(OpTest):
 
     @pytest.mark.parametrize("align_corners", [False, True])
     @pytest.mark.parametrize("small, large", RESIZED)
-    @pytest.mark.parametrize("name", TIER_NAMES)
+    @pytest.mark.parametrize("name", TIER_NAMES[:1] if INTERPRETED else NAMES)
     def test_upsampled_is_interpolated(self, name, small, large, align_corners, tier):
         logits, target = torch.randn(2, 6, *small, dtype=torch.float64), torch.randint(0, 6, (2, *large))
         with segkernels.backend(tier[1]):
