@@ -179,14 +179,16 @@ class BuildNative(torch_build.BuildExtension):
         report = dict(skipped)
         compiler = shlex.split(torch_build.get_cxx_compiler())[0]
         pieces, self.extensions = self.extensions, []
+        library = next(piece for piece in pieces if piece.name.endswith("._ops_cpu"))
+        use_headers = self.precompile_headers(library) if shutil.which(compiler) else None
         for piece in pieces:
             name = piece.name.rpartition("._")[2].removeprefix("ops_")
             self.extensions = [piece]
             try:
                 if not shutil.which(compiler):
                     raise RuntimeError(f"C++ compiler not found: {compiler} (CXX names another)")
-                if name == "cpu":
-                    self.precompile_headers(piece)
+                if piece is library:
+                    use_headers()
                 super().build_extensions()
                 report[name] = {"built": True}
             except Exception as error:  # a missing compiler surfaces as one of many types
@@ -201,7 +203,10 @@ class BuildNative(torch_build.BuildExtension):
         (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n")
 
     def precompile_headers(self, piece):
-        """Reads torch's headers once, half of the CPU library's compile time; where that fails the build takes longer."""
+        """Starts to read torch's headers, once for all CPU sources; returns what waits for it and lets ``piece`` use them.
+
+        Where that fails the build takes longer.
+        """
         header = ROOT / "csrc" / "common" / "torch_headers.h"
         folder = Path(self.build_temp).resolve() / "headers"
         compiled, stamp = folder / f"{header.name}.gch", folder / "command.txt"
@@ -210,15 +215,23 @@ class BuildNative(torch_build.BuildExtension):
         command = [*shlex.split(torch_build.get_cxx_compiler()), *self.compiler.compiler_so[1:], *includes, *flags]
         command += ["-x", "c++-header", str(header), "-o", str(compiled)]
         wanted = f"torch {torch_build.torch.__version__}\n{shlex.join(command)}\n{header.read_text()}"
+        running = None
         if not compiled.exists() or not stamp.exists() or stamp.read_text() != wanted:
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copy(header, folder)
-            if subprocess.run(command).returncode:
-                return
-            stamp.write_text(wanted)
-        # Ahead of the other folders: the compiler takes the .gch beside the header it finds, if the flags are the same.
-        piece.include_dirs.insert(0, str(folder))
-        flags += ["-include", header.name]
+            stamp.unlink(missing_ok=True)
+            running = subprocess.Popen(command)
+
+        def use():
+            if running:
+                if running.wait():
+                    return
+                stamp.write_text(wanted)
+            # Ahead of the other folders: the compiler takes the .gch beside the header it finds, if the flags are the same.
+            piece.include_dirs.insert(0, str(folder))
+            flags.extend(["-include", header.name])
+
+        return use
 
     def copy_extensions_to_source(self):
         super().copy_extensions_to_source()
@@ -236,6 +249,7 @@ if nvcc is None:
     skipped["cuda"] = {"built": False, "reason": why}
 
 setup(
-    ext_modules=[cpu_library(), helpers_module(nvcc), *([cuda_library(nvcc)] if nvcc else [])],
+    # _C first: it needs none of torch's headers, which are compiled meanwhile.
+    ext_modules=[helpers_module(nvcc), cpu_library(), *([cuda_library(nvcc)] if nvcc else [])],
     cmdclass={"build_ext": BuildNative},
 )

@@ -21,7 +21,11 @@ namespace {
 
 constexpr int64_t kChunk = 128;  // outputs whose window offsets are held on the stack
 
-struct NoIndex {};
+// Where window offsets go: nowhere (bits == 0), as they are (8), or as flat positions (64).
+struct IndexTarget {
+  void* data;
+  int64_t bits;
+};
 
 // Window offsets in lanes as wide as the values', so that one mask selects both.
 template <typename T>
@@ -174,14 +178,16 @@ SEGKERNELS_CLONES void store_positions(const offset_type* offsets, int64_t count
   }
 }
 
-template <typename offset_type, typename index_t>
+// Indices of the outputs from `entry` on.
+template <typename offset_type>
 void store_indices(const MaxPool2dPlan& p, const offset_type* offsets, int64_t count, int64_t origin, int64_t step,
-                   index_t* indices) {
-  if constexpr (std::is_same_v<index_t, uint8_t>) {
-    store_offsets(offsets, count, indices);
-  } else if constexpr (std::is_same_v<index_t, int64_t>) {
+                   const IndexTarget& indices, int64_t entry) {
+  if (indices.bits == 8) {
+    store_offsets(offsets, count, static_cast<uint8_t*>(indices.data) + entry);
+  } else if (indices.bits == 64) {
     store_positions(offsets, count, origin, step, static_cast<int32_t>(p.kernel_h), static_cast<int32_t>(p.kernel_w),
-                    static_cast<int32_t>(p.dilation_w), p.dilation_h * p.in_w - p.kernel_w * p.dilation_w, indices);
+                    static_cast<int32_t>(p.dilation_w), p.dilation_h * p.in_w - p.kernel_w * p.dilation_w,
+                    static_cast<int64_t*>(indices.data) + entry);
   }
 }
 
@@ -217,9 +223,9 @@ ReduceWindow<typename order::value_t> fixed_window(const MaxPool2dPlan& p) {
 }
 
 // NCHW: output rows [begin, end) of all planes.
-template <typename order, typename index_t>
+template <typename order>
 void pool_rows(const MaxPool2dPlan& p, const typename order::value_t* input, typename order::value_t* output,
-               index_t* indices, int64_t begin, int64_t end) {
+               const IndexTarget& indices, int64_t begin, int64_t end) {
   const auto reduce_fixed = fixed_window<order>(p);
   offset_t<typename order::value_t> offsets[kChunk];
   for (int64_t item = begin; item < end; ++item) {
@@ -254,15 +260,15 @@ void pool_rows(const MaxPool2dPlan& p, const typename order::value_t* input, typ
           }
         }
       }
-      store_indices(p, offsets, count, corner + x * p.stride_w, p.stride_w, indices + item * p.out_w + x);
+      store_indices(p, offsets, count, corner + x * p.stride_w, p.stride_w, indices, item * p.out_w + x);
     }
   }
 }
 
 // channels_last: output rows [begin, end) of all images, all channels of a pixel at once.
-template <typename order, typename index_t>
+template <typename order>
 void pool_pixels(const MaxPool2dPlan& p, const typename order::value_t* input, typename order::value_t* output,
-                 index_t* indices, int64_t begin, int64_t end) {
+                 const IndexTarget& indices, int64_t begin, int64_t end) {
   const auto reduce_fixed = fixed_window<order>(p);
   offset_t<typename order::value_t> offsets[kChunk];
   const int64_t channels = p.channels;
@@ -305,19 +311,19 @@ void pool_pixels(const MaxPool2dPlan& p, const typename order::value_t* input, t
             }
           }
         }
-        store_indices(p, offsets, count, corner, 0, indices + entry + c);
+        store_indices(p, offsets, count, corner, 0, indices, entry + c);
       }
     }
   }
 }
 
-template <typename order, typename index_t>
+template <typename order>
 void pool_all(const MaxPool2dPlan& p, const typename order::value_t* input, typename order::value_t* output,
-              index_t* indices) {
+              const IndexTarget& indices) {
   const int64_t rows = p.channels_last ? p.batch * p.out_h : p.planes() * p.out_h;
   const int64_t row_elements = p.out_w * p.window() * (p.channels_last ? p.channels : 1);
   parallel_items(rows, row_elements, [&](int64_t begin, int64_t end) {
-    const auto pool = p.channels_last ? pool_pixels<order, index_t> : pool_rows<order, index_t>;
+    const auto pool = p.channels_last ? pool_pixels<order> : pool_rows<order>;
     pool(p, input, output, indices, begin, end);
   });
 }
@@ -344,15 +350,8 @@ std::tuple<Tensor, Tensor> max_pool2d_cpu(const Tensor& input,  // [N, C, H, W]
   dispatch_floating(input.scalar_type(), "max_pool2d", [&]<typename scalar_t>() {
     using order = Order<scalar_t>;
     using T = typename order::value_t;
-    const T* in = static_cast<const T*>(values.const_data_ptr());
-    T* out = static_cast<T*>(output.mutable_data_ptr());
-    if (index_bits == 0) {
-      pool_all<order, NoIndex>(p, in, out, static_cast<NoIndex*>(nullptr));
-    } else {
-      dispatch_index(index_type, "max_pool2d", [&]<typename index_t>() {
-        pool_all<order, index_t>(p, in, out, static_cast<index_t*>(indices.mutable_data_ptr()));
-      });
-    }
+    pool_all<order>(p, static_cast<const T*>(values.const_data_ptr()), static_cast<T*>(output.mutable_data_ptr()),
+                    {index_bits == 0 ? nullptr : indices.mutable_data_ptr(), index_bits});
   });
   return {output, indices};
 }

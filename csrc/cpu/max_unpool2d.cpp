@@ -104,8 +104,18 @@ void gather_plane(const MaxUnpool2dParams& p, int64_t plane, const T* grad_outpu
   }
 }
 
-template <typename T, typename index_t>
-void unpool_all(const MaxUnpool2dParams& p, const T* input, const index_t* indices, T* output, FirstInvalid& invalid) {
+template <typename T>
+void scatter_plane(const MaxUnpool2dParams& p, int64_t plane, const T* input, const IndexRun& indices, T* output,
+                   FirstInvalid& invalid) {
+  if (indices.positions) {
+    scatter_plane(p, plane, input, indices.positions, output, invalid);
+  } else {
+    scatter_plane(p, plane, input, indices.offsets, output, invalid);
+  }
+}
+
+template <typename T>
+void unpool_all(const MaxUnpool2dParams& p, const T* input, const IndexRun& indices, T* output, FirstInvalid& invalid) {
   const bool tiled = tiles_2x2(p);
   if (!p.channels_last) {
     parallel_items(p.planes(), p.out_plane(), [&](int64_t begin, int64_t end) {
@@ -156,17 +166,22 @@ void unpool_all(const MaxUnpool2dParams& p, const T* input, const index_t* indic
   }
 }
 
-template <typename T, typename index_t>
-void unpool_all_backward(const MaxUnpool2dParams& p, const T* grad_output, const index_t* indices, T* grad_input,
+template <typename T>
+void unpool_all_backward(const MaxUnpool2dParams& p, const T* grad_output, const IndexRun& indices, T* grad_input,
                          FirstInvalid& invalid) {
   const bool tiled = tiles_2x2(p);
   // Window offsets in disjoint windows cannot collide, so nobody has to be asked who won.
-  const bool may_collide = !(std::is_same_v<index_t, uint8_t> && p.disjoint_windows());
+  const bool may_collide = indices.positions || !p.disjoint_windows();
   const auto gather = [&](int64_t plane, std::vector<int64_t>& winner) {
     if (may_collide) {
       winner.resize(p.out_plane());
     }
-    gather_plane(p, plane, grad_output, indices, grad_input, may_collide ? winner.data() : nullptr, invalid);
+    int64_t* const won = may_collide ? winner.data() : nullptr;
+    if (indices.positions) {
+      gather_plane(p, plane, grad_output, indices.positions, grad_input, won, invalid);
+    } else {
+      gather_plane(p, plane, grad_output, indices.offsets, grad_input, won, invalid);
+    }
   };
   if (!p.channels_last) {
     parallel_items(p.planes(), p.out_plane(), [&](int64_t begin, int64_t end) {
@@ -212,6 +227,13 @@ void unpool_all_backward(const MaxUnpool2dParams& p, const T* grad_output, const
   }
 }
 
+IndexRun index_run(const Tensor& indices, const char* op) {
+  IndexRun run(static_cast<const int64_t*>(nullptr));
+  dispatch_index(indices.scalar_type(), op,
+                 [&]<typename index_t>() { run = static_cast<const index_t*>(indices.const_data_ptr()); });
+  return run;
+}
+
 void report(const FirstInvalid& invalid, const MaxUnpool2dParams& p, const Tensor& indices) {
   if (!invalid.found()) {
     return;
@@ -238,11 +260,8 @@ Tensor max_unpool2d_cpu(const Tensor& input,    // [N, C, h, w]
       empty_nchw(p.batch, p.channels, p.out_h, p.out_w, input.scalar_type(), input, channels_last);  // [N, C, H, W]
   FirstInvalid invalid;
   dispatch_element(input, "max_unpool2d", [&]<typename T>() {
-    dispatch_index(indices.scalar_type(), "max_unpool2d", [&]<typename index_t>() {
-      unpool_all(p, static_cast<const T*>(values.const_data_ptr()),
-                 static_cast<const index_t*>(places.const_data_ptr()), static_cast<T*>(output.mutable_data_ptr()),
-                 invalid);
-    });
+    unpool_all(p, static_cast<const T*>(values.const_data_ptr()), index_run(places, "max_unpool2d"),
+               static_cast<T*>(output.mutable_data_ptr()), invalid);
   });
   report(invalid, p, places);
   return output;
@@ -263,11 +282,8 @@ Tensor max_unpool2d_backward_cpu(const Tensor& grad_output,  // [N, C, H, W]
       empty_nchw(p.batch, p.channels, p.in_h, p.in_w, grad.scalar_type(), grad, channels_last);  // [N, C, h, w]
   FirstInvalid invalid;
   dispatch_element(grad, "max_unpool2d_backward", [&]<typename T>() {
-    dispatch_index(indices.scalar_type(), "max_unpool2d_backward", [&]<typename index_t>() {
-      unpool_all_backward(p, static_cast<const T*>(grad.const_data_ptr()),
-                          static_cast<const index_t*>(places.const_data_ptr()),
-                          static_cast<T*>(grad_input.mutable_data_ptr()), invalid);
-    });
+    unpool_all_backward(p, static_cast<const T*>(grad.const_data_ptr()), index_run(places, "max_unpool2d_backward"),
+                        static_cast<T*>(grad_input.mutable_data_ptr()), invalid);
   });
   report(invalid, p, places);
   return grad_input;

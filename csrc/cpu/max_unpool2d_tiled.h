@@ -14,36 +14,47 @@ namespace {
 constexpr int64_t kShortRow = 16;  // below it three vector loops a row cost more than they save
 constexpr int64_t kChunk = 128;    // entries whose window offsets are held on the stack
 
+// Entries' indices of either type, so that the loops over values are instantiated by element size alone.
+struct IndexRun {
+  const int64_t* positions;  // flat, or null where there are
+  const uint8_t* offsets;    // window offsets
+
+  SEGKERNELS_INLINE IndexRun(const int64_t* data) : positions(data), offsets(nullptr) {}
+  SEGKERNELS_INLINE IndexRun(const uint8_t* data) : positions(nullptr), offsets(data) {}
+
+  SEGKERNELS_INLINE IndexRun operator+(int64_t entries) const {
+    return positions ? IndexRun(positions + entries) : IndexRun(offsets + entries);
+  }
+};
+
 // Window offsets (0..kh*kw-1) of a run of entries in one pooled row, kernel == stride, no padding; false when any index
 // lies outside its own window. 2x2 windows only: the caller checks.
-template <typename index_t>
-SEGKERNELS_INLINE bool window_offsets_2x2(const index_t* indices, int64_t count, int64_t base, int64_t out_w,
+SEGKERNELS_INLINE bool window_offsets_2x2(const IndexRun& indices, int64_t count, int64_t base, int64_t out_w,
                                           int64_t step, int32_t* offsets) {
-  if constexpr (sizeof(index_t) == 1) {
+  if (!indices.positions) {
     int32_t seen = 0;
     for (int64_t i = 0; i < count; ++i) {
-      offsets[i] = indices[i];
+      offsets[i] = indices.offsets[i];
       seen |= offsets[i];
     }
     return seen < 4;
-  } else {
-    // Anything outside [0, 2^31) would alias after narrowing, so its high bits are collected.
-    uint64_t high = 0;
-    int32_t wrong = 0;
-    const int32_t w = static_cast<int32_t>(out_w);
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t index = indices[i];
-      high |= static_cast<uint64_t>(index) >> 31;
-      // Unsigned: an index from outside may overflow here, and is told by `high` or `wrong`.
-      const int32_t distance =
-          static_cast<int32_t>(static_cast<uint32_t>(index) - static_cast<uint32_t>(base + i * step));
-      const int32_t below = distance >= w ? 2 : 0;
-      const int32_t right = distance - (distance >= w ? w : 0);
-      offsets[i] = below + right;
-      wrong |= right & ~1;
-    }
-    return high == 0 && wrong == 0;
   }
+  // Anything outside [0, 2^31) would alias after narrowing, so its high bits are collected.
+  uint64_t high = 0;
+  int32_t wrong = 0;
+  const int32_t w = static_cast<int32_t>(out_w);
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t index = indices.positions[i];
+    high |= static_cast<uint64_t>(index) >> 31;
+    // Unsigned: an index from outside may overflow here, and is told by `high` or `wrong`.
+    const int32_t distance =
+        static_cast<int32_t>(static_cast<uint32_t>(index) - static_cast<uint32_t>(base + i * step));
+    const int32_t below = distance >= w ? 2 : 0;
+    const int32_t right = distance - (distance >= w ? w : 0);
+    offsets[i] = below + right;
+    wrong |= right & ~1;
+  }
+  return high == 0 && wrong == 0;
 }
 
 // Whether an int64 index lies in the 2x2 window at `corner`, and a place inside the plane in either case. No branch:
@@ -60,9 +71,9 @@ struct ShortEntry {
 };
 
 // One pooled row of a plane into its two output rows. The tail beyond the windows is zero.
-template <typename T, typename index_t>
-SEGKERNELS_INLINE bool unpool_row_2x2(const T* input, const index_t* indices, int64_t y, int64_t in_w, int64_t out_w,
-                                      T* row0, T* row1) {
+template <typename T>
+SEGKERNELS_INLINE bool unpool_row_2x2(const T* input, IndexRun indices, int64_t y, int64_t in_w, int64_t out_w, T* row0,
+                                      T* row1) {
   int32_t offsets[kChunk];
   for (int64_t x0 = 0; x0 < in_w; x0 += kChunk) {
     const int64_t count = std::min(kChunk, in_w - x0);
@@ -89,16 +100,16 @@ SEGKERNELS_INLINE bool unpool_row_2x2(const T* input, const index_t* indices, in
 
 // One plane; false when an index lies outside its own window. Planes of short rows are cleared and scattered into
 // whole.
-template <typename T, typename index_t>
-SEGKERNELS_CLONES bool unpool_plane_2x2(const MaxUnpool2dParams& p, const T* input, const index_t* indices, T* output) {
+template <typename T>
+SEGKERNELS_CLONES bool unpool_plane_2x2(const MaxUnpool2dParams& p, const T* input, IndexRun indices, T* output) {
   const int64_t in_w = p.in_w;
   const int64_t out_w = p.out_w;
-  if (sizeof(index_t) > 1 && in_w < kShortRow) {
+  if (indices.positions && in_w < kShortRow) {
     std::memset(static_cast<void*>(output), 0, p.out_plane() * sizeof(T));
     bool own = true;
     for (int64_t y = 0; y < p.in_h; ++y) {
       for (int64_t x = 0; x < in_w; ++x) {
-        const ShortEntry entry(indices[y * in_w + x], 2 * y * out_w + 2 * x, out_w);
+        const ShortEntry entry(indices.positions[y * in_w + x], 2 * y * out_w + 2 * x, out_w);
         own &= entry.own;
         output[entry.position] = input[y * in_w + x];
       }
@@ -116,9 +127,9 @@ SEGKERNELS_CLONES bool unpool_plane_2x2(const MaxUnpool2dParams& p, const T* inp
   return true;
 }
 
-template <typename T, typename index_t>
-SEGKERNELS_INLINE bool unpool_row_2x2_backward(const T* row0, const T* row1, const index_t* indices, int64_t y,
-                                               int64_t in_w, int64_t out_w, T* grad_input) {
+template <typename T>
+SEGKERNELS_INLINE bool unpool_row_2x2_backward(const T* row0, const T* row1, IndexRun indices, int64_t y, int64_t in_w,
+                                               int64_t out_w, T* grad_input) {
   int32_t offsets[kChunk];
   for (int64_t x0 = 0; x0 < in_w; x0 += kChunk) {
     const int64_t count = std::min(kChunk, in_w - x0);
@@ -138,16 +149,16 @@ SEGKERNELS_INLINE bool unpool_row_2x2_backward(const T* row0, const T* row1, con
   return true;
 }
 
-template <typename T, typename index_t>
-SEGKERNELS_CLONES bool unpool_plane_2x2_backward(const MaxUnpool2dParams& p, const T* grad_output,
-                                                 const index_t* indices, T* grad_input) {
+template <typename T>
+SEGKERNELS_CLONES bool unpool_plane_2x2_backward(const MaxUnpool2dParams& p, const T* grad_output, IndexRun indices,
+                                                 T* grad_input) {
   const int64_t in_w = p.in_w;
   const int64_t out_w = p.out_w;
-  if (sizeof(index_t) > 1 && in_w < kShortRow) {
+  if (indices.positions && in_w < kShortRow) {
     bool own = true;
     for (int64_t y = 0; y < p.in_h; ++y) {
       for (int64_t x = 0; x < in_w; ++x) {
-        const ShortEntry entry(indices[y * in_w + x], 2 * y * out_w + 2 * x, out_w);
+        const ShortEntry entry(indices.positions[y * in_w + x], 2 * y * out_w + 2 * x, out_w);
         own &= entry.own;
         grad_input[y * in_w + x] = grad_output[entry.position];
       }
@@ -164,9 +175,9 @@ SEGKERNELS_CLONES bool unpool_plane_2x2_backward(const MaxUnpool2dParams& p, con
 }
 
 // Channels_last: all channels of one entry at once; `pixel[k]` is the output pixel of window offset k.
-template <typename T, typename index_t>
-SEGKERNELS_CLONES bool unpool_pixel_2x2(const T* input, const index_t* indices, int64_t channels, int64_t base,
-                                        int64_t out_w, T* const pixel[4]) {
+template <typename T>
+SEGKERNELS_CLONES bool unpool_pixel_2x2(const T* input, IndexRun indices, int64_t channels, int64_t base, int64_t out_w,
+                                        T* const pixel[4]) {
   int32_t offsets[kChunk];
   for (int64_t c0 = 0; c0 < channels; c0 += kChunk) {
     const int64_t count = std::min(kChunk, channels - c0);
@@ -183,8 +194,8 @@ SEGKERNELS_CLONES bool unpool_pixel_2x2(const T* input, const index_t* indices, 
   return true;
 }
 
-template <typename T, typename index_t>
-SEGKERNELS_CLONES bool unpool_pixel_2x2_backward(const T* const pixel[4], const index_t* indices, int64_t channels,
+template <typename T>
+SEGKERNELS_CLONES bool unpool_pixel_2x2_backward(const T* const pixel[4], IndexRun indices, int64_t channels,
                                                  int64_t base, int64_t out_w, T* grad_input) {
   int32_t offsets[kChunk];
   for (int64_t c0 = 0; c0 < channels; c0 += kChunk) {
