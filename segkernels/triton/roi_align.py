@@ -233,7 +233,7 @@ def compile_cases():
         ("*fp64", torch.float64, True, 1),
         ("*bf16", torch.bfloat16, True, 4),
     ):
-        types = dict.fromkeys(("output_ptr", "grad_output_ptr"), value)
+        types: dict[str, str | tuple[str, ...]] = dict.fromkeys(("output_ptr", "grad_output_ptr"), value)
         types |= {"map_ptrs": (value,) * levels, "scales_bits": ("i64",) * levels}
         types |= {"sizes": ("i32",) * (2 * levels), "starts": ("i32",) * levels}
         types |= {"boxes_ptr": "*fp64" if value == "*fp64" else "*fp32"}
