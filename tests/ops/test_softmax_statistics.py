@@ -154,7 +154,7 @@ class TestSoftmaxStatistics(OpTest):
                    {"name": "cross_entropy", "ignore_index": 255, "class_weights": weights(19), "label_smoothing": 0.1, **up}),
             Sample("upsampled focal corners", (last(logits(1, 3, 3, 2)), labels(3, 1, 7, 5, ignore=255)),
                    {"name": "focal", "ignore_index": 255, "align_corners": True, "reduction": "none", **up}),
-            Sample("upsampled wide", (logits(1, 5, 1, 1), labels(5, 1, 4, 600)), {"name": "dice", **up}),
+            Sample("upsampled wide", (logits(1, 5, 1, 2), labels(5, 1, 4, 600)), {"name": "dice", **up}),
         ]  # fmt: skip
 
     def _compare(self, actual, expected, peer, what):
