@@ -40,6 +40,9 @@ Tensor paste_masks_cpu(const Tensor& masks,  // [N, h, w]
   const Tensor values = to_coordinates(masks, dtype);
   const Tensor corners = to_coordinates(boxes, dtype);
   Tensor output = empty({p.count, p.image_h, p.image_w}, ScalarType::Bool, masks);  // [N, H, W]
+  if (output.numel() == 0) {
+    return output;
+  }
   uint8_t* planes = static_cast<uint8_t*>(output.mutable_data_ptr());
   dispatch_compute(dtype, [&]<typename T>() {
     const T* mask = static_cast<const T*>(values.const_data_ptr());
