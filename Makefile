@@ -36,6 +36,9 @@ CLANG_FORMAT = $(PYTHON) -c "import clang_format; clang_format.clang_format()"
 SEGKERNELS_REQUIRE_NATIVE ?= 1
 export SEGKERNELS_REQUIRE_NATIVE
 
+# Where the environment forbids .pyc files, every process would compile all that it imports of torch again.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test lint wheel sanitize build bench format clean
 
 demo: $(BUILT)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from emulation.build_emulated import build, library_path
-from op_test import INTERPRETED, OpTest, available_tiers
+from op_test import INTERPRETED, OpTest, available_tiers, set_seed
 
 from segkernels._register import load_emulated
 
@@ -74,5 +74,5 @@ def emulation_failure(request: pytest.FixtureRequest) -> str | None:
 
 @pytest.fixture(autouse=True)
 def _fresh_state() -> None:
-    torch.manual_seed(0)
+    set_seed(0)
     torch.set_num_threads(2)

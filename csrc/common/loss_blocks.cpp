@@ -1,7 +1,48 @@
-// Reading and writing blocks in every dtype, compiled once for all losses.
+// Reading and writing values in every dtype, compiled once for all operators.
 #include "loss_blocks.h"
 
 namespace segkernels {
+
+template <typename T, typename scalar_t>
+SEGKERNELS_CLONES void load_values(const scalar_t* from, int64_t step, int64_t count, T* to) {
+  if (step == 1) {
+    for (int64_t i = 0; i < count; ++i) {
+      to[i] = to_compute<T>(from[i]);
+    }
+  } else {
+    for (int64_t i = 0; i < count; ++i) {
+      to[i] = to_compute<T>(from[i * step]);
+    }
+  }
+}
+
+template <typename T, typename scalar_t>
+SEGKERNELS_CLONES void store_values(const T* from, int64_t step, int64_t count, scalar_t* to) {
+  for (int64_t i = 0; i < count; ++i) {
+    store_value(to[i * step], from[i]);
+  }
+}
+
+template <typename T>
+SEGKERNELS_CLONES void replace_ignored(const int32_t* valid, int64_t count, T with, T* values) {
+  for (int64_t i = 0; i < count; ++i) {
+    values[i] = valid[i] ? values[i] : with;
+  }
+}
+
+#define SEGKERNELS_VALUES(T, scalar_t)                              \
+  template void load_values(const scalar_t*, int64_t, int64_t, T*); \
+  template void store_values(const T*, int64_t, int64_t, scalar_t*);
+#define SEGKERNELS_VALUES_OF(T)  \
+  SEGKERNELS_VALUES(T, float)    \
+  SEGKERNELS_VALUES(T, double)   \
+  SEGKERNELS_VALUES(T, half)     \
+  SEGKERNELS_VALUES(T, bfloat16) \
+  template void replace_ignored(const int32_t*, int64_t, T, T*);
+SEGKERNELS_VALUES_OF(float)
+SEGKERNELS_VALUES_OF(double)
+#undef SEGKERNELS_VALUES_OF
+#undef SEGKERNELS_VALUES
 
 template <typename T>
 const T* load_block(const Planes& planes, int64_t n, int64_t c, int64_t begin, int64_t count, T neutral, bool copy,

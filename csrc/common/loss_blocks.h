@@ -68,19 +68,6 @@ SEGKERNELS_INLINE T to_compute(scalar_t value) {
   }
 }
 
-template <typename T, typename scalar_t>
-SEGKERNELS_CLONES void load_values(const scalar_t* from, int64_t step, int64_t count, T* to) {
-  if (step == 1) {
-    for (int64_t i = 0; i < count; ++i) {
-      to[i] = to_compute<T>(from[i]);
-    }
-  } else {
-    for (int64_t i = 0; i < count; ++i) {
-      to[i] = to_compute<T>(from[i * step]);
-    }
-  }
-}
-
 template <typename T, typename acc_t>
 SEGKERNELS_INLINE void store_value(T& to, acc_t value) {
   if constexpr (std::is_same_v<T, half>) {
@@ -92,15 +79,19 @@ SEGKERNELS_INLINE void store_value(T& to, acc_t value) {
   }
 }
 
+// Every step-th value, between T (float or double) and any floating dtype. These and the next ones are compiled once,
+// in loss_blocks.cpp.
 template <typename T, typename scalar_t>
-SEGKERNELS_CLONES void store_values(const T* from, int64_t step, int64_t count, scalar_t* to) {
-  for (int64_t i = 0; i < count; ++i) {
-    store_value(to[i * step], from[i]);
-  }
-}
+void load_values(const scalar_t* from, int64_t step, int64_t count, T* to);
+
+template <typename T, typename scalar_t>
+void store_values(const T* from, int64_t step, int64_t count, scalar_t* to);
+
+template <typename T>
+void replace_ignored(const int32_t* valid, int64_t count, T with, T* values);
 
 // Pixels [begin, begin + count) of plane (n, c) as T, padded with `neutral`: the tensor's own memory when it can be
-// read as it stands, else `buffer`. T is float or double; this and the next two are compiled once, in loss_blocks.cpp.
+// read as it stands, else `buffer`.
 template <typename T>
 const T* load_block(const Planes& planes, int64_t n, int64_t c, int64_t begin, int64_t count, T neutral, bool copy,
                     T* buffer);
@@ -138,13 +129,6 @@ struct IgnoreLabel {
     label = static_cast<target_t>(*index);
   }
 };
-
-template <typename T>
-SEGKERNELS_CLONES void replace_ignored(const int32_t* valid, int64_t count, T with, T* values) {
-  for (int64_t i = 0; i < count; ++i) {
-    values[i] = valid[i] ? values[i] : with;
-  }
-}
 
 template <typename F>
 void dispatch_target(ScalarType dtype, const char* op, F&& f) {

@@ -69,8 +69,8 @@ AdjointAxis<acc_t> adjoint_axis(int64_t in_size, int64_t out_size, const F& tap)
 
 // Adds rows by their low weights to `current`, by their high ones to `next`; kFirst: `current` becomes the old `next`
 // first, and `next` zero.
-template <int64_t kRows, bool kTwo, bool kFirst, typename acc_t, typename scalar_t>
-SEGKERNELS_INLINE void add_rows(const scalar_t* __restrict grad, int64_t stride, const acc_t* low_weight,
+template <int64_t kRows, bool kTwo, bool kFirst, typename acc_t>
+SEGKERNELS_INLINE void add_rows(const acc_t* __restrict grad, int64_t stride, const acc_t* low_weight,
                                 const acc_t* high_weight, int64_t count, acc_t* __restrict current,
                                 acc_t* __restrict next) {
   acc_t low[kRows], high[kRows];
@@ -80,7 +80,7 @@ SEGKERNELS_INLINE void add_rows(const scalar_t* __restrict grad, int64_t stride,
     acc_t to_low = 0, to_high = 0;
 #pragma GCC unroll 4
     for (int64_t r = 0; r < kRows; ++r) {
-      const acc_t value = to_compute<acc_t>(grad[r * stride + i]);
+      const acc_t value = grad[r * stride + i];
       to_low += value * low[r];
       to_high += kTwo ? value * high[r] : acc_t(0);
     }
@@ -108,8 +108,20 @@ SEGKERNELS_CLONES void advance_row(const scalar_t* grad, int64_t stride, const a
   for (int64_t start = 0; start < count; start += kAdjointBlock) {
     const int64_t block = std::min(kAdjointBlock, count - start);
     const auto add = [&]<int64_t kRows, bool kFirst>(int64_t row) SEGKERNELS_INLINE_LAMBDA {
-      add_rows<kRows, kTwo, kFirst>(grad + row * stride + start, stride, low_weight + row, high_weight + row, block,
-                                    current + start, next + start);
+      const scalar_t* const from = grad + row * stride + start;
+      const auto add_from = [&](const acc_t* values, int64_t step) SEGKERNELS_INLINE_LAMBDA {
+        add_rows<kRows, kTwo, kFirst>(values, step, low_weight + row, high_weight + row, block, current + start,
+                                      next + start);
+      };
+      if constexpr (std::is_same_v<scalar_t, acc_t>) {
+        add_from(from, stride);
+      } else {
+        acc_t values[kRows * kAdjointBlock];
+        for (int64_t r = 0; r < kRows; ++r) {
+          load_values(from + r * stride, 1, block, values + r * kAdjointBlock);
+        }
+        add_from(values, kAdjointBlock);
+      }
       return row + kRows;
     };
     int64_t row = 0;

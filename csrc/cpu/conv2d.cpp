@@ -156,16 +156,21 @@ DepthwiseTarget<acc_t> target_of(Tensor& tensor) {
   return target;
 }
 
+// Whether channels_last is computed as it stands; float64 is a check's dtype, planes do for it.
+bool runs_pixels(ScalarType dtype, bool channels_last) {
+  return channels_last && dtype != ScalarType::Double;
+}
+
 // Calls f with the type of the sums and the number of channels that stand side by side.
 template <typename F>
-void dispatch_layout(ScalarType dtype, bool channels_last, const F& f) {
-  dispatch_compute(dtype, [&]<typename acc_t>() {
-    if (channels_last) {
-      f.template operator()<acc_t, kDepthwiseLanes>();
-    } else {
-      f.template operator()<acc_t, 1>();
-    }
-  });
+void dispatch_layout(ScalarType dtype, bool pixels, const F& f) {
+  if (dtype == ScalarType::Double) {
+    f.template operator()<double, 1>();
+  } else if (pixels) {
+    f.template operator()<float, kDepthwiseLanes>();
+  } else {
+    f.template operator()<float, 1>();
+  }
 }
 
 Tensor conv2d_cpu(const Tensor& input,                // [N, Cin, H, W]
@@ -180,18 +185,19 @@ Tensor conv2d_cpu(const Tensor& input,                // [N, Cin, H, W]
   if (!p.depthwise() || vendor_wins(p, input.scalar_type(), channels_last)) {
     return vendor_convolution(p).forward(input, weight, bias);
   }
+  const bool pixels = runs_pixels(input.scalar_type(), channels_last);
   Tensor output = empty_nchw(p.batch, p.out_channels, p.out_h, p.out_w, input.scalar_type(), input,
-                             channels_last);  // [N, Cout, OH, OW]
+                             pixels);  // [N, Cout, OH, OW]
   if (output.numel() == 0) {
-    return output;
+    return to_dense(output, channels_last);
   }
-  const Tensor x = to_dense(input, channels_last);
-  dispatch_layout(input.scalar_type(), channels_last, [&]<typename acc_t, int kLanes>() {
+  const Tensor x = to_dense(input, pixels);
+  dispatch_layout(input.scalar_type(), pixels, [&]<typename acc_t, int kLanes>() {
     depthwise_forward<acc_t, kLanes>(p, source_of<acc_t, kLanes>(x), values_of<acc_t>(weight),
                                      bias ? values_of<acc_t>(*bias) : std::vector<acc_t>(),
                                      target_of<acc_t, kLanes>(output));
   });
-  return output;
+  return to_dense(output, channels_last);
 }
 
 std::tuple<Tensor, Tensor, Tensor> dense_backward(const Conv2dParams& p, const Tensor& grad_output, const Tensor& input,
@@ -235,14 +241,14 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
     return dense_backward(p, grad_output, input, weight, channels_last, {need_input, need_weight, need_bias});
   }
   const Tensor none = torch::stable::new_empty(input, {0});
-  const Tensor g = to_dense(grad_output, channels_last);
-  const Tensor x = to_dense(input, channels_last);
   const ScalarType dtype = input.scalar_type();
-  Tensor grad_input =
-      need_input ? empty_nchw(p.batch, p.in_channels, p.in_h, p.in_w, dtype, input, channels_last) : none;
+  const bool pixels = runs_pixels(dtype, channels_last);
+  const Tensor g = to_dense(grad_output, pixels);
+  const Tensor x = to_dense(input, pixels);
+  Tensor grad_input = need_input ? empty_nchw(p.batch, p.in_channels, p.in_h, p.in_w, dtype, input, pixels) : none;
   Tensor grad_weight = need_weight ? empty_nchw(p.out_channels, 1, p.kernel_h, p.kernel_w, dtype, weight, false) : none;
   Tensor grad_bias = need_bias ? torch::stable::new_empty(input, {p.out_channels}) : none;
-  dispatch_layout(dtype, channels_last, [&]<typename acc_t, int kLanes>() {
+  dispatch_layout(dtype, pixels, [&]<typename acc_t, int kLanes>() {
     const auto upstream = source_of<acc_t, kLanes>(g);
     if (need_input) {
       depthwise_input_gradient<acc_t, kLanes>(p, upstream, values_of<acc_t>(weight),
@@ -257,7 +263,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
       set_values(biases, grad_bias);
     }
   });
-  return {grad_input, grad_weight, grad_bias};
+  return {need_input ? to_dense(grad_input, channels_last) : none, grad_weight, grad_bias};
 }
 
 }  // namespace

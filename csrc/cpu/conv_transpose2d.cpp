@@ -15,7 +15,11 @@ enum class Path { kCells, kTiled, kPhases, kDepthwise, kVendor };
 
 // The rule that decides, from benchmarks/results: this package's paths in NCHW, where torch's run at 40-80% of the
 // machine's matrix peak, and its depthwise kernel at a fifth of the memory's speed; torch's in channels_last.
-Path choose_path(const ConvTranspose2dParams& p, bool channels_last, bool forward) {
+// float64 is a check's dtype, not worth a second copy of every path.
+Path choose_path(const ConvTranspose2dParams& p, ScalarType dtype, bool channels_last, bool forward) {
+  if (dtype == ScalarType::Double) {
+    return !channels_last && p.depthwise() ? Path::kDepthwise : Path::kVendor;
+  }
   if (p.kernel_is_stride() && p.taps() > 1 && !forward) {
     return Path::kTiled;
   }
@@ -51,7 +55,7 @@ Tensor conv_transpose2d_cpu(const Tensor& input,                // [N, Cin, H, W
   const ConvTranspose2dParams p =
       conv_transpose2d_params("conv_transpose2d", input, weight, stride, padding, output_padding, groups, dilation);
   const bool channels_last = is_channels_last(input);
-  const Path path = choose_path(p, channels_last, true);
+  const Path path = choose_path(p, input.scalar_type(), channels_last, true);
   if (path == Path::kVendor) {
     return vendor_convolution(p).forward(input, weight, bias);
   }
@@ -74,12 +78,14 @@ Tensor conv_transpose2d_cpu(const Tensor& input,                // [N, Cin, H, W
     using acc_t = accumulate_t<T>;
     const acc_t* bias_data = bias ? data<acc_t>(b) : nullptr;
     T* out = static_cast<T*>(output.mutable_data_ptr());
-    if (path == Path::kCells) {
-      Cells<acc_t>(p).forward(data<T>(x), data<acc_t>(w), bias_data, out);
-    } else if (path == Path::kDepthwise) {
+    if (path == Path::kDepthwise) {
       Depthwise<acc_t>{p}.forward(data<T>(x), data<acc_t>(w), bias_data, out);
-    } else if constexpr (std::is_same_v<T, acc_t>) {
-      Phases<acc_t>(p).forward(data<T>(x), data<acc_t>(w), bias_data, out);
+    } else if constexpr (std::is_same_v<acc_t, float>) {
+      if (path == Path::kCells) {
+        Cells<float>(p).forward(data<T>(x), data<float>(w), bias_data, out);
+      } else if constexpr (std::is_same_v<T, float>) {
+        Phases<float>(p).forward(data<float>(x), data<float>(w), bias_data, out);
+      }
     }
   });
   return output;
@@ -95,7 +101,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_transpose2d_backward_cpu(const Tensor& g
   const ConvTranspose2dParams p = conv_transpose2d_params("conv_transpose2d_backward", input, weight, stride, padding,
                                                           output_padding, groups, dilation);
   const bool channels_last = is_channels_last(input);
-  const Path path = choose_path(p, channels_last, false);
+  const Path path = choose_path(p, input.scalar_type(), channels_last, false);
   const Tensor none = torch::stable::new_empty(input, {0});
   if (path == Path::kVendor || grad_output.numel() == 0) {
     const auto grads = vendor_convolution(p).backward(grad_output, input, weight, {need_input, need_weight, need_bias});
@@ -121,21 +127,23 @@ std::tuple<Tensor, Tensor, Tensor> conv_transpose2d_backward_cpu(const Tensor& g
     T* gx = need_input ? static_cast<T*>(grad_input.mutable_data_ptr()) : nullptr;
     T* gw = need_weight ? static_cast<T*>(grad_weight.mutable_data_ptr()) : nullptr;
     T* gb = need_bias ? static_cast<T*>(grad_bias.mutable_data_ptr()) : nullptr;
-    const auto run = [&](const auto& path_kernels) {
-      if (need_input) {
-        path_kernels.grad_input(data<T>(g), data<T>(w), gx);
+    if constexpr (std::is_same_v<T, float>) {
+      const auto run = [&](const auto& path_kernels) {
+        if (need_input) {
+          path_kernels.grad_input(data<T>(g), data<T>(w), gx);
+        }
+        if (need_weight || need_bias) {
+          path_kernels.grad_weight(data<T>(x), data<T>(g), gw, gb);
+        }
+      };
+      if (path == Path::kTiled) {
+        return run(Tiled<T>{p, channels_last});
       }
-      if (need_weight || need_bias) {
-        path_kernels.grad_weight(data<T>(x), data<T>(g), gw, gb);
+      if (path == Path::kPhases) {
+        return run(Phases<T>(p));
       }
-    };
-    if (path == Path::kTiled) {
-      run(Tiled<T>{p, channels_last});
-    } else if (path == Path::kPhases) {
-      run(Phases<T>(p));
-    } else {
-      Depthwise<T>{p}.backward(data<T>(x), data<T>(w), data<T>(g), gx, gw, gb);
     }
+    Depthwise<T>{p}.backward(data<T>(x), data<T>(w), data<T>(g), gx, gw, gb);
   });
   return {grad_input, grad_weight, grad_bias};
 }

@@ -21,10 +21,12 @@ Tensor depthwise_separable_conv2d_cpu(const Tensor& input,                      
   const SeparableParams p =
       separable_params(op, input, depthwise_weight, pointwise_weight, stride, padding, dilation, relu);
   const bool channels_last = is_channels_last(input);
-  Tensor output = empty_nchw(p.batch, p.out_channels, p.out_h, p.out_w, input.scalar_type(), input,
-                             channels_last);  // [N, O, OH, OW]
+  // float64 is a check's dtype: planes do for it.
+  const bool pixels = channels_last && input.scalar_type() != ScalarType::Double;
+  Tensor output =
+      empty_nchw(p.batch, p.out_channels, p.out_h, p.out_w, input.scalar_type(), input, pixels);  // [N, O, OH, OW]
   if (output.numel() == 0) {
-    return output;
+    return to_dense(output, channels_last);
   }
   const auto dense = [&](const std::optional<Tensor>& bias, int64_t size, const char* name) {
     if (!bias) {
@@ -34,7 +36,7 @@ Tensor depthwise_separable_conv2d_cpu(const Tensor& input,                      
     STD_TORCH_CHECK(bias->numel() == size, op, ": expected ", name, " [", size, "], got shape ", shape_string(*bias));
     return torch::stable::contiguous(*bias);
   };
-  const Tensor x = to_dense(input, channels_last);
+  const Tensor x = to_dense(input, pixels);
   const Tensor dw = torch::stable::contiguous(depthwise_weight);
   const Tensor pw = torch::stable::contiguous(pointwise_weight);
   const Tensor db = dense(depthwise_bias, p.hidden, "depthwise_bias");
@@ -46,13 +48,14 @@ Tensor depthwise_separable_conv2d_cpu(const Tensor& input,                      
                            pointwise_bias ? data(pb) : nullptr)
           .forward(static_cast<T*>(output.mutable_data_ptr()));
     };
-    if (channels_last) {
-      run.template operator()<kDepthwiseLanes>();
-    } else {
-      run.template operator()<1>();
+    if constexpr (!std::is_same_v<T, double>) {
+      if (pixels) {
+        return run.template operator()<kDepthwiseLanes>();
+      }
     }
+    run.template operator()<1>();
   });
-  return output;
+  return to_dense(output, channels_last);
 }
 
 // values where the activation passed, 0 elsewhere; all three in one dense layout.

@@ -95,16 +95,16 @@ SEGKERNELS_CLONES void multiply_pixels(const acc_t* hidden, int64_t pixels, int6
     typename G::Sums sums = {};
     G::add_products(depth, load, weight, sums);
     const int64_t count = std::min<int64_t>(G::kRows, pixels - pixel);
+    const bool whole = std::is_same_v<T, acc_t> && width == G::kCols;
+    acc_t values[G::kRows][G::kCols];
 #pragma GCC unroll 6
     for (int r = 0; r < G::kRows; ++r) {
       if (r >= count) {
         break;
       }
-      acc_t values[G::kCols];
-      acc_t* whole = values;
-      T* const target = to + (pixel + r) * to_step;
+      acc_t* target = values[r];
       if constexpr (std::is_same_v<T, acc_t>) {
-        whole = width == G::kCols ? target : values;
+        target = whole ? to + (pixel + r) * to_step : target;
       }
 #pragma GCC unroll 3
       for (int v = 0; v < G::kVectors; ++v) {
@@ -114,12 +114,12 @@ SEGKERNELS_CLONES void multiply_pixels(const acc_t* hidden, int64_t pixels, int6
           sum += *reinterpret_cast<const unaligned_vec*>(tiles + r * G::kCols + v * G::kLanes);
         }
         sum += *reinterpret_cast<const unaligned_vec*>(bias + v * G::kLanes);
-        *reinterpret_cast<unaligned_vec*>(whole + v * G::kLanes) = at_least(sum, least);
+        *reinterpret_cast<unaligned_vec*>(target + v * G::kLanes) = at_least(sum, least);
       }
-      if (whole == values) {
-        for (int64_t i = 0; i < width; ++i) {
-          store_value(target[i], values[i]);
-        }
+    }
+    for (int64_t r = 0; !whole && r < count; ++r) {
+      for (int64_t i = 0; i < width; ++i) {
+        store_value(to[(pixel + r) * to_step + i], values[r][i]);
       }
     }
   }
