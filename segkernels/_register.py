@@ -323,8 +323,8 @@ def _tier_function(tier: str, op: Operator) -> Callable[..., Any]:
 
 
 @functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def _exists(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
 
 
 def _absence(op: Operator, device: str, tier: str) -> str | None:
@@ -337,9 +337,9 @@ def _absence(op: Operator, device: str, tier: str) -> str | None:
             return "no such kernel in the library"
         return None
     if tier == "triton":
-        if importlib.util.find_spec(f"{NAMESPACE}.triton.{op.stem}") is None:
+        if not _exists(f"{NAMESPACE}.triton.{op.stem}"):
             return "no Triton kernel written"
-        if not _has_triton():
+        if not _exists("triton"):
             return "triton is not installed"
         if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
             return "runs on a CPU only in Triton's interpreter (TRITON_INTERPRET=1), for tests"

@@ -2,8 +2,9 @@
 
 A module of segkernels/triton yields its kernels from ``compile_cases()`` as ``(kernel, pointers, constants)``: the types of
 the pointer arguments (a tuple of types for a tuple) and the values of the constexpr ones, by name. Both may name arguments
-that this kernel does not have; arguments that neither names are int32. A kernel's first case is compiled for each generation
-and its other cases for one, because each takes a second: ``python -m benchmarks.resources --check`` compiles all for all.
+that this kernel does not have; arguments that neither names are int32. Each kernel is compiled for each generation, but
+its first case not for the one that its other cases are compiled for, because each takes a second: ``python -m
+benchmarks.resources --check`` compiles all for all.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ from benchmarks import resources  # noqa: E402
 
 def cases():
     for stem in resources.TRITON:
-        seen = set()
-        for kernel, signature, constants in resources.triton_cases(stem):
-            name = f"{kernel.__name__}-{resources.pointer_types(signature)}"
-            for architecture in (90,) if kernel in seen else resources.ARCHITECTURES:
-                yield pytest.param(stem, kernel, signature, constants, architecture, id=f"{name}-{architecture}")
-            seen.add(kernel)
+        of_kernel = {}
+        for case in resources.triton_cases(stem):
+            of_kernel.setdefault(case[0], []).append(case)
+        for kernel, found in of_kernel.items():
+            for i, (_, signature, constants) in enumerate(found):
+                name = f"{kernel.__name__}-{resources.pointer_types(signature)}"
+                first = resources.ARCHITECTURES if len(found) == 1 else (80, 100)
+                for architecture in (90,) if i else first:
+                    yield pytest.param(stem, kernel, signature, constants, architecture, id=f"{name}-{architecture}")
 
 
 @pytest.mark.parametrize(("stem", "kernel", "signature", "constants", "architecture"), list(cases()))
