@@ -18,7 +18,9 @@ def plans(options: argparse.Namespace) -> list:
     from benchmarks import runner
 
     types = [getattr(torch, name) for name in options.dtype]
-    found = runner.plans(options.ops, options.mode, types, options.cases, options.device)
+    found = []
+    if options.sweeps != "only":
+        found += runner.plans(options.ops, options.mode, types, options.cases, options.device)
     if options.sweeps:
         found += runner.sweep_plans(options.ops, options.mode, options.cases, options.device)
     return [

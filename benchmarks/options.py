@@ -66,7 +66,13 @@ def parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="half a second a row, no peak memory, nothing written without --out"
     )
     length.add_argument("--full", action="store_true", help="everything: models, sweeps, fp32 and bf16")
-    add("--sweeps", action="store_true", help="also the cases that grow, on 1 and 2 threads: does time per element stay flat?")
+    add(
+        "--sweeps",
+        nargs="?",
+        const="also",
+        choices=("also", "only"),
+        help="also, or only, the cases that grow, on 1 and 2 threads: does time per element stay flat?",
+    )
     add("--seconds", type=float, default=None, metavar="S", help="time for a row; default: 4, of a sweep 1, on a GPU 0.5")
     add("--threads", type=int, default=None, metavar="N", help="default: torch's choice")
     add("--tier", default="default", help="as segkernels.backend() takes it")
@@ -89,7 +95,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     options = parser().parse_args(argv)
     options.ops = options.ops or (operators() + models() if options.full else operators())
     options.dtype = options.dtype or (["float32", "bfloat16"] if options.full or options.device == "cuda" else ["float32"])
-    options.sweeps |= options.full
+    options.sweeps = options.sweeps or ("also" if options.full else None)
     if options.seconds is None:
         options.seconds = 0.5 if options.quick or options.device == "cuda" else 4.0
     if options.device == "cuda":

@@ -229,7 +229,8 @@ def test_options():
     parsed = options.parse(["--dtype", "bf16,fp32", "--mode", "fwd", "--ops", "nms"])
     assert (parsed.dtype, parsed.mode, parsed.ops, parsed.allocator) == (["bfloat16", "float32"], ["fwd"], ["nms"], "both")
     assert options.parse(["--quick"]).allocator == "recycled"
-    assert options.parse(["--full"]).sweeps and options.parse(["--full"]).dtype == ["float32", "bfloat16"]
+    assert options.parse(["--sweeps", "only"]).sweeps == "only" and options.parse([]).sweeps is None
+    assert options.parse(["--full"]).sweeps == "also" and options.parse(["--full"]).dtype == ["float32", "bfloat16"]
     for wrong in (["--ops", "nmss"], ["--dtype", "int8"], ["--mode", "bwd"], ["--quick", "--full"]):
         with pytest.raises(SystemExit):
             options.parse(wrong)
