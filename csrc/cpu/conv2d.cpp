@@ -1,6 +1,6 @@
 // Convolution on the CPU: depthwise convolution is this package's own, of dense convolution the parts that win
 // (conv2d_products.h); torch's kernel does the rest.
-#include "../common/conv2d.h"
+#include "conv2d.h"
 
 #include <torch/csrc/stable/library.h>
 
@@ -173,6 +173,8 @@ void dispatch_layout(ScalarType dtype, bool pixels, const F& f) {
   }
 }
 
+}  // namespace
+
 Tensor conv2d_cpu(const Tensor& input,                // [N, Cin, H, W]
                   const Tensor& weight,               // [Cout, Cin / groups, KH, KW]
                   const std::optional<Tensor>& bias,  // [Cout]
@@ -199,6 +201,8 @@ Tensor conv2d_cpu(const Tensor& input,                // [N, Cin, H, W]
   });
   return to_dense(output, channels_last);
 }
+
+namespace {
 
 std::tuple<Tensor, Tensor, Tensor> dense_backward(const Conv2dParams& p, const Tensor& grad_output, const Tensor& input,
                                                   const Tensor& weight, bool channels_last, std::array<bool, 3> need) {
@@ -228,7 +232,8 @@ std::tuple<Tensor, Tensor, Tensor> dense_backward(const Conv2dParams& p, const T
   return {grads[0], grads[1], grads[2]};
 }
 
-// Gradients that are not asked for come back empty.
+}  // namespace
+
 std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output,  // [N, Cout, OH, OW]
                                                        const Tensor& input,        // [N, Cin, H, W]
                                                        const Tensor& weight,       // [Cout, Cin / groups, KH, KW]
@@ -265,8 +270,6 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
   });
   return {need_input ? to_dense(grad_input, channels_last) : none, grad_weight, grad_bias};
 }
-
-}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(segkernels, CPU, m) {
   m.impl("conv2d", TORCH_BOX(&conv2d_cpu));

@@ -112,12 +112,12 @@ def depthwise_separable_conv2d(
         activation: None or ``"relu"``, applied between the two convolutions and after them.
 
     Returns:
-        Tensor[N, O, OH, OW]: in the memory format of ``input``; half-precision sums are kept in float32, and so is what
-        stands between the two convolutions.
+        Tensor[N, O, OH, OW]: in the memory format of ``input``; half-precision sums are kept in float32.
 
-    On the CPU the depthwise result of a tile of pixels stays in cache until the pointwise product has used it: nothing of
-    its size is allocated. Backward computes it again and is torch's own; the forward gives the same bits for any number
-    of threads. Twice differentiable; autocasts to the lower precision, as torch does.
+    On the CPU with few channels (``C * M * O`` below 1024, NCHW) the depthwise result of a tile of pixels stays in cache until
+    the pointwise product has used it: nothing of its size is allocated, and the result has the same bits for any number of
+    threads. Else this package's depthwise convolution and torch's product follow each other, which is faster. Backward
+    computes the depthwise result again. Twice differentiable; autocasts to the lower precision, as torch does.
 
     Raises:
         ValueError, TypeError: for a wrong rank, dtype, size, channel count, padding or activation.
