@@ -250,8 +250,7 @@ class OpTest:
                 ("strided", lambda t: torch.stack([t, t], -1)[..., 0] if t.dim() else t),
                 ("offset", lambda t: torch.cat([t[:1], t])[1:] if t.dim() else t),
             )
-            # The interpreter is slow, and what Triton's wrappers make dense is the same memory to a kernel.
-            for what, convert in layouts[:1] if INTERPRETED else layouts:
+            for what, convert in layouts:
                 actual, grads = self._with_ones(sample.converted(convert))
                 if actual.is_floating_point():
                     torch.testing.assert_close(actual, expected, msg=lambda m, w=what: f"{w}: {m}")
