@@ -33,10 +33,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("--tier"):
         items[:] = [item for item in items if "tier" in getattr(item, "fixturenames", ())]
     if INTERPRETED:
-        # It runs one program after the other: twice the same bits prove nothing. And a kernel sees the same memory whatever
-        # layout its wrapper made dense: a GPU tries them all.
-        left_out = ("test_deterministic", "test_memory_formats")
-        items[:] = [item for item in items if getattr(item, "originalname", "") not in left_out]
+        # It runs one program after the other: twice the same bits prove nothing.
+        items[:] = [item for item in items if getattr(item, "originalname", "") != "test_deterministic"]
     # First what takes minutes in one piece: at the end one core would wait for it.
     items.sort(key=lambda item: item.name != "test_op_tests_in_the_interpreter")
     if torch.cuda.is_available():

@@ -245,12 +245,11 @@ class OpTest:
         sample = self.samples(device, self.dtypes[0])[0]
         with segkernels.backend(name):
             expected, expected_grads = self._with_ones(sample)
-            layouts = (
+            for what, convert in (
                 ("channels_last", lambda t: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t),
                 ("strided", lambda t: torch.stack([t, t], -1)[..., 0] if t.dim() else t),
                 ("offset", lambda t: torch.cat([t[:1], t])[1:] if t.dim() else t),
-            )
-            for what, convert in layouts:
+            ):
                 actual, grads = self._with_ones(sample.converted(convert))
                 if actual.is_floating_point():
                     torch.testing.assert_close(actual, expected, msg=lambda m, w=what: f"{w}: {m}")

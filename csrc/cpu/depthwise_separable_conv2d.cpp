@@ -18,7 +18,9 @@ bool tiles_win(const SeparableParams& p, ScalarType dtype, bool channels_last) {
   return !channels_last && dtype != ScalarType::Double && p.hidden * p.out_channels < 1024;
 }
 
-const VendorConvolution kPointwise{{1, 1}, {0, 0}, {1, 1}, {0, 0}, false, 1};
+VendorConvolution pointwise_convolution() {
+  return {{1, 1}, {0, 0}, {1, 1}, {0, 0}, false, 1};
+}
 
 void rectify(Tensor& tensor) {
   StableIValue stack[]{torch::stable::detail::from(tensor)};
@@ -51,7 +53,7 @@ Tensor depthwise_separable_conv2d_cpu(const Tensor& input,                      
     if (relu) {
       rectify(hidden);
     }
-    Tensor output = kPointwise.forward(hidden, pointwise_weight, pb);
+    Tensor output = pointwise_convolution().forward(hidden, pointwise_weight, pb);
     if (relu) {
       rectify(output);
     }
@@ -118,8 +120,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_separable_conv2d_ba
     hidden = masked(hidden, hidden, channels_last);
   }
   const Tensor grad = output ? masked(grad_output, *output, channels_last) : grad_output;
-  const auto outer =
-      kPointwise.backward(grad, hidden, pointwise_weight, {need_hidden, need_pointwise_weight, need_pointwise_bias});
+  const auto outer = pointwise_convolution().backward(grad, hidden, pointwise_weight,
+                                                      {need_hidden, need_pointwise_weight, need_pointwise_bias});
   std::tuple<Tensor, Tensor, Tensor> inner{none, none, none};
   if (need_hidden) {
     const Tensor grad_hidden = output ? masked(*outer[0], hidden, channels_last) : *outer[0];

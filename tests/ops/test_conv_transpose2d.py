@@ -34,7 +34,7 @@ class TestConvTranspose2d(OpTest):
     oracle = staticmethod(F.conv_transpose2d)
     autocast_dtype = torch.bfloat16
     equal_between_thread_counts = False
-    gradcheck_samples = ("small 2x2", "small depthwise", "small strided")
+    gradcheck_samples = ("small 2x2", "small phases", "small depthwise", "small strided")
     not_interpreted = (
         "2x2 deep", "2x2 many pixels", "2x2 no bias", "3x3", "FCN stride 8", "FCN uncropped", "FCN 32", "FCN deep",
         "small 2x2", "small phases", "small strided", "4x4 stride 2 deep", "6x6 stride 2", "8x8 stride 4",

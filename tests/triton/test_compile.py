@@ -10,6 +10,7 @@ benchmarks.resources --check`` compiles all for all.
 from __future__ import annotations
 
 import importlib
+from collections import Counter
 
 import pytest
 
@@ -20,15 +21,15 @@ from benchmarks import resources  # noqa: E402
 
 def cases():
     for stem in resources.TRITON:
-        of_kernel = {}
-        for case in resources.triton_cases(stem):
-            of_kernel.setdefault(case[0], []).append(case)
-        for kernel, found in of_kernel.items():
-            for i, (_, signature, constants) in enumerate(found):
-                name = f"{kernel.__name__}-{resources.pointer_types(signature)}"
-                first = resources.ARCHITECTURES if len(found) == 1 else (80, 100)
-                for architecture in (90,) if i else first:
-                    yield pytest.param(stem, kernel, signature, constants, architecture, id=f"{name}-{architecture}")
+        found = list(resources.triton_cases(stem))
+        count = Counter(kernel for kernel, _, _ in found)
+        seen = set()
+        for kernel, signature, constants in found:
+            first = resources.ARCHITECTURES if count[kernel] == 1 else (80, 100)
+            name = f"{kernel.__name__}-{resources.pointer_types(signature)}"
+            for architecture in (90,) if kernel in seen else first:
+                yield pytest.param(stem, kernel, signature, constants, architecture, id=f"{name}-{architecture}")
+            seen.add(kernel)
 
 
 @pytest.mark.parametrize(("stem", "kernel", "signature", "constants", "architecture"), list(cases()))
