@@ -18,38 +18,42 @@ Tap tap_of(const Rate& rate, int64_t t, int64_t sign, int64_t channel) {
           sign * rate.dilation * (t % rate.kernel_w - rate.kernel_w / 2), channel};
 }
 
-// The packed weights of each rate, those of a shared weight once, and where tap t of rate r is.
+// Rows [first, first + rows) of the weights, packed, and where each tap of a rate is.
 template <typename acc_t>
-struct PackedRates {
+struct PackedSlab {
   std::vector<Scratch<acc_t>> packed;
   int64_t size;
 
-  // Forward: [O, C] products; `transposed` for the gradient of the input.
-  PackedRates(const std::vector<Tensor>& weights, const MultiDilationParams& p, bool transposed)
-      : size(packed_tap_size<acc_t>(transposed ? p.in_channels : p.out_channels,
-                                    transposed ? p.out_channels : p.in_channels)) {
+  // Rows are output channels; `transposed`, for the gradient of the input, input channels.
+  PackedSlab(const std::vector<Tensor>& weights, const MultiDilationParams& p, bool transposed, int64_t first,
+             int64_t rows)
+      : size(packed_tap_size<acc_t>(rows, transposed ? p.out_channels : p.in_channels)) {
     for (const Tensor& weight : weights) {
-      packed.push_back(pack(weight, p, transposed));
+      const int64_t taps = weight.size(2) * weight.size(3);
+      packed.emplace_back(taps * size);
+      const bool channels_last = is_channels_last(weight);
+      const int64_t in = channels_last ? 1 : taps, out = p.in_channels * taps;
+      const TapSteps steps{transposed ? in : out, transposed ? out : in, channels_last ? p.in_channels : 1};
+      dispatch_floating(weight.scalar_type(), "multi_dilation_conv2d", [&]<typename T>() {
+        if constexpr (std::is_same_v<accumulate_t<T>, acc_t>) {
+          pack_taps(static_cast<const T*>(weight.const_data_ptr()) + first * steps.row, steps, rows,
+                    transposed ? p.out_channels : p.in_channels, taps, packed.back().get());
+        }
+      });
     }
   }
-  const acc_t* tap(const Rate& rate, int64_t t) const {
-    return packed[rate.weight].get() + t * size;
-  }
-
-  static Scratch<acc_t> pack(const Tensor& weight, const MultiDilationParams& p, bool transposed) {
-    const Tensor dense = torch::stable::contiguous(weight);
-    const int64_t taps = weight.size(2) * weight.size(3), row = p.in_channels * taps;
-    Scratch<acc_t> result(0);
-    dispatch_floating(weight.scalar_type(), "multi_dilation_conv2d", [&]<typename T>() {
-      if constexpr (std::is_same_v<accumulate_t<T>, acc_t>) {
-        const T* data = static_cast<const T*>(dense.const_data_ptr());
-        result = transposed ? pack_taps<acc_t>(data, p.in_channels, p.out_channels, taps, taps, row)
-                            : pack_taps<acc_t>(data, p.out_channels, p.in_channels, taps, row, taps);
-      }
-    });
-    return result;
+  const acc_t* tap(int64_t weight, int64_t t) const {
+    return packed[weight].get() + t * size;
   }
 };
+
+std::vector<Tensor> dense_weights(const std::vector<Tensor>& weights) {
+  std::vector<Tensor> dense;
+  for (const Tensor& weight : weights) {
+    dense.push_back(to_dense(weight, is_channels_last(weight)));
+  }
+  return dense;
+}
 
 }  // namespace
 
@@ -74,23 +78,33 @@ Tensor multi_dilation_forward(const Tensor& input, const std::vector<Tensor>& we
         load_values(static_cast<const T*>(dense.const_data_ptr()), 1, p.out_channels, add.data());
       });
     }
-    std::optional<PackedRates<acc_t>> packed;
+    std::vector<std::vector<Tap>> shifts(p.rates.size());
+    std::vector<std::vector<Pixel>> pixels;
     for (size_t r = 0; r < p.rates.size(); ++r) {
-      Rate rate = p.rates[r];
-      if (r == 0 || weights.size() > 1) {
-        packed.reset();  // one rate's weights at a time
-        packed.emplace(std::vector<Tensor>{weights[r]}, p, false);
+      for (int64_t t = 0; t < p.rates[r].taps(); ++t) {
+        shifts[r].push_back(tap_of(p.rates[r], t, 1, 0));
       }
-      rate.weight = 0;
-      std::vector<Tap> shifts;
-      std::vector<const acc_t*> operands;
-      for (int64_t t = 0; t < rate.taps(); ++t) {
-        shifts.push_back(tap_of(rate, t, 1, 0));
-        operands.push_back(packed->tap(rate, t));
+      pixels.push_back(pixels_by_taps(p.batch, p.height, p.width, shifts[r]));
+    }
+    const int64_t slab = row_slab<acc_t>(p.batch * p.height * p.width, p.in_channels);
+    for (size_t w = 0; w < weights.size(); ++w) {
+      const std::vector<Tensor> weight = dense_weights({weights[w]});
+      for (int64_t first = 0; first < p.out_channels; first += slab) {
+        const int64_t rows = std::min(slab, p.out_channels - first);
+        const PackedSlab<acc_t> packed(weight, p, false, first, rows);
+        for (size_t r = 0; r < p.rates.size(); ++r) {
+          if (p.rates[r].weight != static_cast<int64_t>(w)) {
+            continue;
+          }
+          std::vector<const acc_t*> operands;
+          for (int64_t t = 0; t < p.rates[r].taps(); ++t) {
+            operands.push_back(packed.tap(0, t));
+          }
+          shifted_products(source, p.in_channels, shifts[r], operands, pixels[r], rows,
+                           bias ? add.data() + first : nullptr,
+                           {output, channels_last, static_cast<int64_t>(r) * p.out_channels + first});
+        }
       }
-      shifted_products(source, p.in_channels, shifts, operands, pixels_by_taps(p.batch, p.height, p.width, shifts),
-                       p.out_channels, bias ? add.data() : nullptr,
-                       {output, channels_last, static_cast<int64_t>(r) * p.out_channels});
     }
   });
   return output;
@@ -130,18 +144,27 @@ std::vector<Tensor> multi_dilation_backward(const Tensor& grad_output,          
     const PixelRows<acc_t> upstream(g, channels_last);
     if (need_input) {
       // One product over the taps of all rates.
-      const PackedRates<acc_t> packed(weights, p, true);
       std::vector<Tap> shifts;
-      std::vector<const acc_t*> operands;
       for (int64_t r = 0; r < rates; ++r) {
         for (int64_t t = 0; t < p.rates[r].taps(); ++t) {
           shifts.push_back(tap_of(p.rates[r], t, -1, r * p.out_channels));
-          operands.push_back(packed.tap(p.rates[r], t));
         }
       }
-      shifted_products<acc_t>(upstream, p.out_channels, shifts, operands,
-                              pixels_by_taps(p.batch, p.height, p.width, shifts), p.in_channels, nullptr,
-                              {grads[0], channels_last, 0});
+      const std::vector<Pixel> pixels = pixels_by_taps(p.batch, p.height, p.width, shifts);
+      const std::vector<Tensor> dense = dense_weights(weights);
+      const int64_t slab = row_slab<acc_t>(p.batch * p.height * p.width, p.out_channels * rates);
+      for (int64_t first = 0; first < p.in_channels; first += slab) {
+        const int64_t rows = std::min(slab, p.in_channels - first);
+        const PackedSlab<acc_t> packed(dense, p, true, first, rows);
+        std::vector<const acc_t*> operands;
+        for (const Rate& rate : p.rates) {
+          for (int64_t t = 0; t < rate.taps(); ++t) {
+            operands.push_back(packed.tap(rate.weight, t));
+          }
+        }
+        shifted_products<acc_t>(upstream, p.out_channels, shifts, operands, pixels, rows, nullptr,
+                                {grads[0], channels_last, first});
+      }
     }
     if (!need_weights) {
       return;

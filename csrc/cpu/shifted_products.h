@@ -12,52 +12,64 @@
 
 namespace segkernels {
 
-// Channels of the result that are computed together: their sums lie in L2.
-constexpr int64_t kRowChunk = 256;
+// Channels of the result that are computed together: their weights are packed at a time, so that a copy of all of them
+// never exists. Each slab reads the whole source again, which must not become slower than the products are (two cores,
+// 3x3: 2048 channels of 33x33 lose 8% with 64, 512 channels of 33x33 win as much).
+template <typename acc_t>
+int64_t row_slab(int64_t pixels, int64_t depth) {
+  constexpr int64_t kCached = int64_t{4} << 20;
+  return pixels * depth * static_cast<int64_t>(sizeof(acc_t)) <= kCached ? 64 : 128;
+}
+
 // Pixels that are: a panel of weights is read from L1 for all of them.
 constexpr int64_t kPixelGroup = 96;
 
-// Weights of all taps, each as the right operand of a product: [tap][block of kDepth][row panel][depth][kCols]. Element
-// (row, k) of tap t is weight[row * row_step + k * depth_step + t]; one of the two steps is the number of taps.
+// Where element (row, k) of tap t is: weight[row * row + k * depth + t * tap].
+struct TapSteps {
+  int64_t row, depth, tap;
+};
+
+// Weights of all taps, each as the right operand of a product: to[tap][block of kDepth][row panel][depth][kCols].
 template <typename acc_t, typename T>
-Scratch<acc_t> pack_taps(const T* weight, int64_t rows, int64_t depth, int64_t taps, int64_t row_step,
-                         int64_t depth_step) {
+void pack_taps(const T* weight, const TapSteps& steps, int64_t rows, int64_t depth, int64_t taps, acc_t* to) {
   using G = RowGemm<acc_t>;
   const int64_t panels = G::col_panels(rows);
   const int64_t size = panels * G::kCols * depth;
-  // What is contiguous is turned at once, a few places of the depth.
-  const int64_t most = depth_step == taps ? 8 : 1;
-  Scratch<acc_t> packed(taps * size);
-  parallel_items(panels, taps * depth * G::kCols, [&](int64_t begin, int64_t end) {
-    Scratch<acc_t> values(G::kCols * most * taps), turned(most * taps * G::kCols);
-    std::fill_n(values.get(), G::kCols * most * taps, acc_t(0));
-    for (int64_t panel = begin; panel < end; ++panel) {
+  // What is contiguous is turned at once: all taps of a place, or one, and a few places of the depth.
+  const int64_t together = steps.tap == 1 ? taps : 1;
+  const int64_t most = steps.depth == together ? 8 : 1;
+  const int64_t blocks = (depth + G::kDepth - 1) / G::kDepth;
+  parallel_items(panels * blocks, taps * G::kDepth * G::kCols, [&](int64_t begin, int64_t end) {
+    Scratch<acc_t> values(G::kCols * most * together), turned(most * together * G::kCols);
+    std::fill_n(values.get(), G::kCols * most * together, acc_t(0));
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t panel = item / blocks, k0 = item % blocks * G::kDepth;
       const int64_t valid = std::min<int64_t>(G::kCols, rows - panel * G::kCols);
-      for (int64_t k = 0, count; k < depth; k += count) {
-        const int64_t k0 = k / G::kDepth * G::kDepth;
-        const int64_t block = std::min(G::kDepth, depth - k0);
-        count = std::min(most, k0 + block - k);
-        const T* from = weight + panel * G::kCols * row_step + k * depth_step;
-        const acc_t* source = values.get();
-        int64_t step = most * taps;
-        if constexpr (std::is_same_v<T, acc_t>) {
-          source = valid == G::kCols ? from : source;
-          step = valid == G::kCols ? row_step : step;
-        }
-        for (int64_t r = 0; source == values.get() && r < valid; ++r) {
-          load_values(from + r * row_step, 1, count * taps, values.get() + r * step);
-        }
-        transpose(source, step, G::kCols, count * taps, turned.get(), G::kCols);
-        acc_t* to = packed.get() + (k0 * panels + panel * block + k - k0) * G::kCols;
-        for (int64_t t = 0; t < taps; ++t) {
-          for (int64_t i = 0; i < count; ++i) {
-            std::copy_n(turned.get() + (i * taps + t) * G::kCols, G::kCols, to + t * size + i * G::kCols);
+      const int64_t block = std::min(G::kDepth, depth - k0);
+      for (int64_t tap = 0; tap < taps; tap += together) {
+        for (int64_t k = k0, count; k < k0 + block; k += count) {
+          count = std::min(most, k0 + block - k);
+          const T* from = weight + panel * G::kCols * steps.row + k * steps.depth + tap * steps.tap;
+          const acc_t* source = values.get();
+          int64_t step = most * together;
+          if constexpr (std::is_same_v<T, acc_t>) {
+            source = valid == G::kCols ? from : source;
+            step = valid == G::kCols ? steps.row : step;
+          }
+          for (int64_t r = 0; source == values.get() && r < valid; ++r) {
+            load_values(from + r * steps.row, 1, count * together, values.get() + r * step);
+          }
+          transpose(source, step, G::kCols, count * together, turned.get(), G::kCols);
+          acc_t* first = to + tap * size + (k0 * panels + panel * block + k - k0) * G::kCols;
+          for (int64_t t = 0; t < together; ++t) {
+            for (int64_t i = 0; i < count; ++i) {
+              std::copy_n(turned.get() + (i * together + t) * G::kCols, G::kCols, first + t * size + i * G::kCols);
+            }
           }
         }
       }
     }
   });
-  return packed;
 }
 
 template <typename acc_t>
@@ -123,17 +135,16 @@ struct ShiftedTarget {
   bool channels_last;
   int64_t channel;
 
-  // tiles [panel][kPixelGroup][kCols]: `rows` channels from `row` on of `count` pixels.
+  // tiles [panel][kPixelGroup][kCols]: `rows` channels of `count` pixels.
   template <typename T, typename acc_t>
-  void store(const acc_t* tiles, const Pixel* pixels, int64_t count, int64_t row, int64_t rows) const {
+  void store(const acc_t* tiles, const Pixel* pixels, int64_t count, int64_t rows) const {
     constexpr int64_t kCols = RowGemm<acc_t>::kCols;
     T* const data = static_cast<T*>(const_cast<void*>(tensor.const_data_ptr()));
     const int64_t channels = tensor.size(1), width = tensor.size(3), plane = tensor.size(2) * width;
     T* to[kPixelGroup];
     for (int64_t i = 0; i < count; ++i) {
       const int64_t at = pixels[i].y * width + pixels[i].x;
-      to[i] = data + pixels[i].n * channels * plane +
-              (channels_last ? at * channels + channel + row : at + (channel + row) * plane);
+      to[i] = data + pixels[i].n * channels * plane + (channels_last ? at * channels + channel : at + channel * plane);
     }
     acc_t turned[kCols * kPixelGroup];
     for (int64_t first = 0; first < rows; first += kCols, tiles += kPixelGroup * kCols) {
@@ -164,30 +175,30 @@ void shifted_products(const PixelRows<acc_t>& source, int64_t depth, const std::
                       const acc_t* bias, const ShiftedTarget& target) {
   using G = RowGemm<acc_t>;
   constexpr int64_t kUnits = kPixelGroup / G::kRows;
-  constexpr int64_t kStride = 8;  // groups are dealt out, since those at the corners have more taps
   const int64_t total = static_cast<int64_t>(pixels.size());
   const int64_t groups = (total + kPixelGroup - 1) / kPixelGroup;
-  const int64_t dealt = (groups + kStride - 1) / kStride;
-  const int64_t chunks = (rows + kRowChunk - 1) / kRowChunk;
+  // Neighbours have about as many taps inside: they are dealt out to the threads in turn.
+  const int64_t threads = torch::stable::get_num_threads();
+  std::vector<int64_t> dealt;
+  for (int64_t first = 0; first < threads; ++first) {
+    for (int64_t group = first; group < groups; group += threads) {
+      dealt.push_back(group);
+    }
+  }
   const int64_t panels = G::col_panels(rows);
   const std::vector<acc_t> zeros(depth);  // pixels in the padding
-  const int64_t work = depth * std::min(rows, kRowChunk) * static_cast<int64_t>(taps.size());
-  parallel_items(dealt * kStride * chunks, work, [&](int64_t begin, int64_t end) {
-    Scratch<acc_t> tiles(G::col_panels(std::min(rows, kRowChunk)) * kPixelGroup * G::kCols);
+  const int64_t work = depth * rows * static_cast<int64_t>(taps.size());
+  parallel_items(groups, work, [&](int64_t begin, int64_t end) {
+    Scratch<acc_t> tiles(panels * kPixelGroup * G::kCols);
     const acc_t* pointers[kPixelGroup];
     int64_t units[kUnits];
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t group = item / chunks % dealt * kStride + item / chunks / dealt;
-      if (group >= groups) {
-        continue;
-      }
-      const int64_t row0 = item % chunks * kRowChunk;
-      const int64_t count = std::min(kRowChunk, rows - row0);
+      const int64_t group = dealt[item];
       const Pixel* const first = pixels.data() + group * kPixelGroup;
       const int64_t pixel_count = std::min(kPixelGroup, total - group * kPixelGroup);
-      for (int64_t i = 0; i < G::col_panels(count) * kPixelGroup * G::kCols; ++i) {
+      for (int64_t i = 0; i < panels * kPixelGroup * G::kCols; ++i) {
         const int64_t row = i / (kPixelGroup * G::kCols) * G::kCols + i % G::kCols;
-        tiles.get()[i] = bias && row < count ? bias[row0 + row] : acc_t(0);
+        tiles.get()[i] = bias && row < rows ? bias[row] : acc_t(0);
       }
       for (size_t t = 0; t < taps.size(); ++t) {
         int64_t unit_count = 0;
@@ -203,8 +214,8 @@ void shifted_products(const PixelRows<acc_t>& source, int64_t depth, const std::
         }
         for (int64_t k0 = 0; unit_count && k0 < depth; k0 += G::kDepth) {
           const int64_t block = std::min(G::kDepth, depth - k0);
-          for (int64_t panel = 0; panel < G::col_panels(count); ++panel) {
-            const int64_t place = k0 * panels + (row0 / G::kCols + panel) * block;
+          for (int64_t panel = 0; panel < panels; ++panel) {
+            const int64_t place = k0 * panels + panel * block;
             multiply_units(pointers, units, unit_count, k0, block, weights[t] + place * G::kCols,
                            tiles.get() + panel * kPixelGroup * G::kCols);
           }
@@ -212,7 +223,7 @@ void shifted_products(const PixelRows<acc_t>& source, int64_t depth, const std::
       }
       dispatch_floating(target.tensor.scalar_type(), "shifted products", [&]<typename T>() {
         if constexpr (std::is_same_v<accumulate_t<T>, acc_t>) {
-          target.store<T>(tiles.get(), first, pixel_count, row0, count);
+          target.store<T>(tiles.get(), first, pixel_count, rows);
         }
       });
     }

@@ -105,6 +105,19 @@ class TestMultiDilationConv2d(OpTest):
             results.append((output, *torch.autograd.grad(output.square().sum(), leaves)))
         assert all(torch.equal(a, b) for a, b in zip(*results))
 
+    @pytest.mark.parametrize("channels", [(20, 21), (70, 5), (5, 150)])
+    @pytest.mark.parametrize("value_type", [torch.float32, torch.bfloat16])
+    def test_memory_format_of_weights(self, channels, value_type):
+        """As ``model.to(memory_format=torch.channels_last)`` leaves them: the same bits."""
+        sample = case("", (1, channels[0], 5, 4), channels[1], (1, 2), "cpu", value_type)
+        results = []
+        for format in (torch.contiguous_format, torch.channels_last):
+            inputs = [value.detach().clone(memory_format=format).requires_grad_() for value in sample.args[1:]]
+            output = spread(sample.args[0], *inputs)
+            output.square().sum().backward()
+            results.append([output, *(value.grad for value in inputs)])
+        assert all(torch.equal(a, b) for a, b in zip(*results))
+
     @pytest.mark.parametrize("frozen", ["input", "weights", "one weight"])
     def test_only_what_is_asked_for(self, frozen):
         inputs = [X.clone(), W.clone(), W.clone() * 2]

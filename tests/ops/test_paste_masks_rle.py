@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -91,6 +92,7 @@ class TestPasteMasksRle(OpTest):
                 _load.helpers.rle_strings(long.numpy(), torch.tensor(offsets).numpy())
 
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from /proc")
+    @pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer keeps what is freed")
     def test_memory(self):
         """A twentieth of the pasted masks at most: here 400 masks of 1000 x 1000."""
         if segkernels.tiers()["paste_masks_rle"]["cpu"]["chosen"] != "cpu":
