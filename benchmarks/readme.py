@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import results
+from benchmarks.cases import models
 from benchmarks.results import Row
 from benchmarks.table import duration, key, times
 
@@ -45,8 +46,12 @@ def summary(rows: list[Row]) -> list[str]:
 
 
 def markdown(rows: list[Row]) -> str:
-    """One device's rows, losing ones too, folded away below a line an op. Sweeps stand in the report alone."""
-    rows = [row for row in latest(rows) if not row.axis]
+    """One device's rows, losing ones too, folded away below a line an op: operators by name, then models.
+
+    Sweeps stand in the report alone.
+    """
+    whole = models()
+    rows = sorted((row for row in latest(rows) if not row.axis), key=lambda row: (row.op in whole, row.op))
     usual = [row for row in rows if row.allocator != "default"] or rows
     default = {(*key(row), row.tier, row.threads): row for row in rows if row.allocator == "default"}
     any_row = usual[0]

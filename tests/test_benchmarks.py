@@ -212,8 +212,10 @@ def test_results_survive_the_file(tmp_path):
 def test_readme_table_shows_the_latest_row_and_losing_ones(tmp_path):
     row = take(relu_case())
     slow = dataclasses.replace(row, date="2026-02-01T00:00:00Z", ratio=0.5, ratio_p20=0.4, ratio_p80=0.6)
-    results.append([row, slow], tmp_path / "device.csv")
+    others = [dataclasses.replace(row, op=op) for op in ("unet", "nms")]
+    results.append([*others, row, slow], tmp_path / "device.csv")
     table = readme.rendered(tmp_path)
+    assert table.index("`max_unpool2d`") < table.index("`nms`") < table.index("`unet`")  # operators, then models
     assert table.count("`max_unpool2d`") == 2  # of the summary and of the one row
     assert "| `max_unpool2d` | fwd | 1 | **0.5x** | 0.5x " in table
     assert "**0.5x** (0.4–0.6)" in table

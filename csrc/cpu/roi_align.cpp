@@ -77,15 +77,13 @@ SEGKERNELS_CLONES void pool_bins(const scalar_t* image, int64_t width, int64_t s
   }
 }
 
-// Touched segments of dense NCHW maps as [N, H*W, padded C] in T, the others left as they are.
+// Touched segments of `count` channels from `first` on of dense NCHW maps as to[N, H*W, stride] in T, the others left
+// as they are.
 template <typename scalar_t, typename T>
-Tensor pack_map(const scalar_t* from, const FeatureMap& map, const std::vector<uint8_t>& touched, int64_t batch,
-                int64_t channels, int64_t stride, const Tensor& like) {
-  const ScalarType dtype = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
-  Tensor packed = empty({batch * map.pixels() * stride}, dtype, like);
-  T* const to = static_cast<T*>(packed.mutable_data_ptr());
+void pack_map(const scalar_t* from, const FeatureMap& map, const std::vector<uint8_t>& touched, int64_t batch,
+              int64_t channels, int64_t first, int64_t count, int64_t stride, T* to) {
   const int64_t segments = map.segments();
-  parallel_items(batch * segments, kPixels * channels, [&](int64_t begin, int64_t end) {
+  parallel_items(batch * segments, kPixels * count, [&](int64_t begin, int64_t end) {
     T rows[kPackChannels * kPixels];
     for (int64_t item = begin; item < end; ++item) {
       if (!touched[item]) {
@@ -93,23 +91,22 @@ Tensor pack_map(const scalar_t* from, const FeatureMap& map, const std::vector<u
       }
       const int64_t n = item / segments;
       const int64_t pixel = item % segments * kPixels;
-      const int64_t count = std::min(kPixels, map.pixels() - pixel);
+      const int64_t pixels = std::min(kPixels, map.pixels() - pixel);
       T* const target = to + (n * map.pixels() + pixel) * stride;
-      for (int64_t c = 0; c < channels; c += kPackChannels) {
-        const int64_t group = std::min(kPackChannels, channels - c);
-        const scalar_t* source = from + (n * channels + c) * map.pixels() + pixel;
+      for (int64_t c = 0; c < count; c += kPackChannels) {
+        const int64_t group = std::min(kPackChannels, count - c);
+        const scalar_t* source = from + (n * channels + first + c) * map.pixels() + pixel;
         if constexpr (std::is_same_v<scalar_t, T>) {
-          transpose(source, map.pixels(), group, count, target + c, stride);
+          transpose(source, map.pixels(), group, pixels, target + c, stride);
         } else {
           for (int64_t g = 0; g < group; ++g) {
-            load_values(source + g * map.pixels(), 1, count, rows + g * kPixels);
+            load_values(source + g * map.pixels(), 1, pixels, rows + g * kPixels);
           }
-          transpose(static_cast<const T*>(rows), kPixels, group, count, target + c, stride);
+          transpose(static_cast<const T*>(rows), kPixels, group, pixels, target + c, stride);
         }
       }
     }
   });
-  return packed;
 }
 
 // One map as pool_bins reads it.
@@ -160,25 +157,27 @@ void pool_box(const Channels<scalar_t>& map, const FeatureMap& size, int64_t cha
   });
 }
 
-// `packed` maps have scalar_t == T whatever the dtype of the features.
+// `count` channels from `first` on of the output; `maps_of` are their maps, all channels where it is channels_last.
+// Packed maps have scalar_t == T whatever the dtype of the features.
 template <typename scalar_t, typename T>
-void pool_all(const std::vector<Channels<scalar_t>>& channels_of, const std::vector<FeatureMap>& maps,
-              const std::vector<BoxPlan<T>>& plans, const RoiAlignParams& p, bool channels_last, Tensor& output) {
-  const int64_t channels = output.size(1);
-  const int64_t bytes = channels * p.bins_h * p.bins_w * output.element_size();
-  char* const out = static_cast<char*>(output.mutable_data_ptr());
+void pool_all(const std::vector<Channels<scalar_t>>& maps_of, const std::vector<FeatureMap>& maps,
+              const std::vector<BoxPlan<T>>& plans, const RoiAlignParams& p, bool channels_last, int64_t first,
+              int64_t count, Tensor& output) {
+  const int64_t plane = p.bins_h * p.bins_w * static_cast<int64_t>(output.element_size());
+  char* const out = static_cast<char*>(output.mutable_data_ptr()) + first * plane;
+  const int64_t step = output.size(1) * plane;
   const ScalarType dtype = output.scalar_type();
-  parallel_items(output.size(0), channels * p.bins_h * p.bins_w * 4, [&](int64_t begin, int64_t end) {
+  parallel_items(output.size(0), count * p.bins_h * p.bins_w * 4, [&](int64_t begin, int64_t end) {
     std::vector<T> tile(tile_rows(p) * p.bins_w * kChannels<T>);
     std::vector<T> rows(tile.size());
     for (int64_t k = begin; k < end; ++k) {
       const BoxPlan<T>& plan = plans[k];
       if (plan.level < 0) {
-        std::memset(out + k * bytes, 0, bytes);
+        std::memset(out + k * step, 0, count * plane);
         continue;
       }
-      pool_box(channels_of[plan.level], maps[plan.level], channels, plan, p, channels_last, tile.data(), rows.data(),
-               out + k * bytes, dtype);
+      pool_box(maps_of[plan.level], maps[plan.level], count, plan, p, channels_last, tile.data(), rows.data(),
+               out + k * step, dtype);
     }
   });
 }
@@ -220,19 +219,28 @@ Tensor pool_boxes(const char* op, const std::vector<Tensor>& features, const Ten
       for (const Tensor& map : dense) {
         sources.push_back({static_cast<const scalar_t*>(map.const_data_ptr()), channels});
       }
-      pool_all(sources, maps, plans, p, channels_last, output);
+      pool_all(sources, maps, plans, p, channels_last, 0, channels, output);
       return;
     }
     const auto touched = touched_segments(plans, batch, p, maps);
-    const int64_t stride = (channels + ChannelVector<T>::lanes - 1) / ChannelVector<T>::lanes * ChannelVector<T>::lanes;
+    // A tile's channels at a time: the packed copy of a pyramid would be larger than the result.
+    constexpr int64_t lanes = ChannelVector<T>::lanes;
+    const int64_t stride = std::min(kChannels<T>, (channels + lanes - 1) / lanes * lanes);
+    const ScalarType dtype = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
     std::vector<Tensor> packed;
     std::vector<Channels<T>> sources;
-    for (size_t i = 0; i < maps.size(); ++i) {
-      packed.push_back(pack_map<scalar_t, T>(static_cast<const scalar_t*>(dense[i].const_data_ptr()), maps[i],
-                                             touched[i], batch, channels, stride, first));
-      sources.push_back({static_cast<const T*>(packed[i].const_data_ptr()), stride});
+    for (const FeatureMap& map : maps) {
+      packed.push_back(empty({batch * map.pixels() * stride}, dtype, first));
+      sources.push_back({static_cast<const T*>(packed.back().const_data_ptr()), stride});
     }
-    pool_all(sources, maps, plans, p, channels_last, output);
+    for (int64_t c = 0; c < channels; c += stride) {
+      const int64_t group = std::min(stride, channels - c);
+      for (size_t i = 0; i < maps.size(); ++i) {
+        pack_map(static_cast<const scalar_t*>(dense[i].const_data_ptr()), maps[i], touched[i], batch, channels, c,
+                 group, stride, static_cast<T*>(packed[i].mutable_data_ptr()));
+      }
+      pool_all(sources, maps, plans, p, channels_last, c, group, output);
+    }
   });
   return output;
 }
