@@ -12,6 +12,8 @@
 #include <sstream>
 #include <string>
 
+#include "huge_pages.h"
+
 namespace segkernels {
 
 using torch::headeronly::ScalarType;
@@ -97,7 +99,11 @@ inline Tensor empty_dense(int64_t dim, const int64_t* sizes, const int64_t* orde
     STD_TORCH_CHECK(!__builtin_mul_overflow(stride, std::max<int64_t>(sizes[d], 1), &stride),
                     "segkernels: expected an output of less than 2^63 elements");
   }
-  return empty_strided(dim, sizes, strides, dtype, like);
+  Tensor result = empty_strided(dim, sizes, strides, dtype, like);
+  if (stride >= kAlwaysMapped / 8 && like.is_cpu()) {
+    prefer_huge_pages(result.mutable_data_ptr(), result.numel() * static_cast<int64_t>(result.element_size()));
+  }
+  return result;
 }
 
 // Contiguous, of up to four dimensions, on the device of `like`.

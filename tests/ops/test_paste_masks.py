@@ -92,6 +92,14 @@ class TestPasteMasks(OpTest):
             assert 0 < pasted[0].sum() < 81
         assert not paste_masks(torch.full((1, 3, 3), float("nan")), BOXES[:1], (9, 9)).any()
 
+    def test_more_than_32_megabytes(self):
+        """Where the kernel asks Linux for huge pages: the same masks, one by one."""
+        masks, boxes = random_masks(35, 14, 14)
+        boxes *= 12
+        pasted = paste_masks(masks, boxes, (1000, 1001))
+        assert all(torch.equal(pasted[i], paste_masks(masks[i : i + 1], boxes[i : i + 1], (1000, 1001))[0]) for i in range(35))
+        assert pasted.sum() > 100_000
+
     def test_empty_image(self):
         assert paste_masks(MASKS, BOXES, (0, 7)).shape == (2, 0, 7)
 
