@@ -139,7 +139,8 @@ class Separable {
     const int64_t row_panels = G::row_panels(p_.out_channels);
     const int64_t chunk =
         std::max<int64_t>(1, kWeightBytes / (p_.hidden * G::kRows * static_cast<int64_t>(sizeof(acc_t))));
-    Scratch<acc_t> tiles(std::min(chunk, row_panels) * G::kTile);
+    // Where images meet within a panel, whole rows are read from a column on: past the last one, too.
+    Scratch<acc_t> tiles(std::min(chunk, row_panels) * G::kTile + G::kCols);
     for (int64_t r0 = 0; r0 < row_panels; r0 += chunk) {
       const int64_t count = std::min(chunk, row_panels - r0);
       for (int64_t panel = 0; panel < panels; ++panel) {
